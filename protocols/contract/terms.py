@@ -124,8 +124,9 @@ class Terms:
     reference: str
     """The price (USD) near which payouts are split finely: the opening price, at rollover the present one."""
     tolerance_near: str = "0.002"
-    """Largest payout step inside one CET near the reference, as a part of the pool; elsewhere `tolerance_far`."""
+    """Largest payout step inside one CET near the reference, as a part of the pool."""
     tolerance_far: str = "0.01"
+    """The same away from the reference."""
 
     def __attrs_post_init__(self) -> None:
         if self.symbol != SYMBOL:
@@ -141,9 +142,7 @@ class Terms:
             if parse_tolerance(self.tolerance_near, "tolerance_near") > parse_tolerance(
                 self.tolerance_far, "tolerance_far"
             ):
-                raise BadTerms(
-                    "tolerance_near", self.tolerance_near, f"at most tolerance_far, {self.tolerance_far}"
-                )
+                raise BadTerms("tolerance_near", self.tolerance_near, f"at most tolerance_far, {self.tolerance_far}")
         except BadNumber as error:
             raise BadTerms(error.field, error.value, error.allowed) from None
         for role in Role:
