@@ -1,0 +1,33 @@
+"""The node's own errors on top of `protocols.errors`."""
+
+from protocols.errors import LocalError, WorldError
+
+
+class Disconnected(WorldError):
+    """A service of this node is not up, or went down during the call.
+
+    From a call that writes it means *outcome unknown*: reload and compare before trying again.
+    """
+
+    def __init__(self, service: str, reason: str) -> None:
+        super().__init__("disconnected", f"{service} is not available: {reason}")
+        self.service = service
+        self.reason = reason
+
+
+class NeedsUser(LocalError):
+    """A service cannot go on by itself, and trying again would not help: only the user can.
+
+    The service is *blocked* with this sentence and remedy until the user restarts it.
+    """
+
+    def __init__(self, reason: str, remedy: str, *, code: str = "needs_user") -> None:
+        super().__init__(code, reason)
+        self.remedy = remedy
+
+
+class ConfigError(LocalError):
+    """The configuration (flag, environment, file) says something that is not allowed; nothing was touched yet."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("bad_config", sentence)

@@ -1,0 +1,370 @@
+"""Services: the parts of a node that fail, come back, and say so.
+
+A service is any function that ``nursery.start`` can start; what it passes to ``task_status.started`` is its API. Others
+never hold that API: they hold the `Service` and write ``await wallet.call(Wallet.fund, amount)``, so that a part that
+is down, or goes down during the call, is one typed error, `Disconnected`, and never a hang or a stale object.
+
+A life that ends is begun again after a pause of 0.5 to 60 seconds, for ever. What a service *needs* gates its start
+only: when a need goes down later, calls to it fail, and nobody is killed for it. Ending the node ends all services at
+once; what must survive is on disk before it matters, and a power cut does no worse.
+"""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+import structlog
+import trio
+from attrs import evolve
+
+from node.clock import Clock
+from node.errors import Disconnected, NeedsUser
+from node.health import UP, ServiceHealth, State
+from protocols.errors import CodedError, WorldError
+
+EXPECTED = (WorldError, OSError, trio.BrokenResourceError, trio.TooSlowError)
+"""What the world does to a service. Anything else that ends a life is a bug of ours, `NeedsUser` aside."""
+
+LONGEST_PAUSE = 60.0
+HEALTHY_ENOUGH = 60.0
+"""Seconds of being up after which the next failure counts as the first."""
+HEAD_START = 0.5
+"""Seconds that a service may have to start before the next one in order begins to: the page comes up first."""
+
+Api = TypeVar("Api")
+Api_co = TypeVar("Api_co", covariant=True)
+R = TypeVar("R")
+P = ParamSpec("P")
+
+_log = structlog.get_logger(__name__)
+
+
+class Run(Protocol[Api_co]):
+    """One life of a service: calls ``task_status.started(api)`` once it is up, and then goes on until cancelled."""
+
+    def __call__(self, *, task_status: trio.TaskStatus[Api_co]) -> Awaitable[object]: ...
+
+
+class Service(Generic[Api]):
+    """One supervised service. `stop`, `start`, `restart` are the user's; `degraded`, `recovered`, `fresh` the life's.
+
+    `raise_bugs` (in tests) lets an unexpected exception end `supervise` instead of only counting it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Run[Api],
+        needs: "Sequence[Service[Any]]" = (),
+        *,
+        clock: Clock | None = None,
+        jitter: random.Random | None = None,
+        raise_bugs: bool = False,
+    ) -> None:
+        self.name = name
+        self.needs = tuple(needs)
+        self.raise_bugs = raise_bugs
+        self._run = run
+        self._clock = clock or Clock()
+        self._jitter = jitter or random.Random()
+        self._wanted = True
+        self._turn: trio.CancelScope | None = None
+        self._loans: set[trio.CancelScope] = set()
+        self._api: Api | None = None
+        self._up_since: float | None = None
+        self._failures = 0
+        self._impaired = ""
+        self._end_of_life = ""
+        self._changed = trio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        self._health = ServiceHealth(
+            name=name,
+            state=State.STARTING,
+            since=self._clock.now(),
+            reason="the node is starting",
+            needs=tuple(need.name for need in self.needs),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}: {self._standing()}>"
+
+    # What others do with it
+
+    @property
+    def health(self) -> ServiceHealth:
+        return self._health
+
+    @property
+    def state(self) -> State:
+        return self._health.state
+
+    @contextmanager
+    def lent(self) -> Iterator[Api]:
+        """The API, for as long as the block runs; the block is cancelled and `Disconnected` raised if the life ends.
+
+        For what `call` cannot do: methods that do not wait, and iterating over what the API returns. Needs no
+        ``async with``; must not be entered across a ``yield`` of an async generator.
+        """
+        if self._api is None:
+            raise Disconnected(self.name, self._standing())
+        with trio.CancelScope() as loan:
+            self._loans.add(loan)
+            try:
+                yield self._api
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                # a caller may meet the broken connection before the life does; a coded error is an answer
+                if isinstance(error, CodedError):
+                    raise
+                raise Disconnected(self.name, describe(error)) from error
+            finally:
+                self._loans.discard(loan)
+        if loan.cancelled_caught:
+            raise Disconnected(self.name, self._end_of_life)
+
+    async def call(self, method: Callable[Concatenate[Api, P], Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``await wallet.call(Wallet.fund, amount)``: the method runs in the caller's task.
+
+        Raises `Disconnected` if the service is not up or goes down before the method is through. A method that gets
+        through all the same (its thread was stuck in it) gives its result: a known outcome is never thrown away.
+        """
+        with self.lent() as api:
+            return await method(api, *args, **kwargs)
+        raise AssertionError("a recalled loan raises")
+
+    async def until(self, *states: State) -> None:
+        """Return at once if the service is in one of the states, else when it next is (and still is: a state that was
+        left again before the waiting task could run does not count)."""
+        while self.state not in states:
+            await self._changed.wait()
+
+    # What the user does with it
+
+    def stop(self) -> None:
+        """End it and keep it ended until `start`. Takes effect on callers now, even if the life is slow to end."""
+        self._wanted = False
+        self._end("stopped by the user")
+
+    def start(self) -> None:
+        """Undo `stop`; a service that is not stopped is left alone."""
+        if not self._wanted:
+            self._wanted = True
+            self._ring()
+
+    def restart(self) -> None:
+        """End the present life, wait or pause, and begin a new life at once."""
+        self._wanted = True
+        self._failures = 0
+        self._end("restarted by the user")
+        self._ring()
+
+    # What its own life reports
+
+    # (a life that is ending may still report: nobody is lent it, so nobody is told)
+
+    def degraded(self, reason: str) -> None:
+        self._impaired = reason
+        if self._api is not None:
+            self._became(State.DEGRADED, reason)
+        elif self.state is State.STARTING:
+            self._became(State.STARTING, reason)
+
+    def recovered(self) -> None:
+        self._impaired = ""
+        if self._api is not None:
+            self._became(State.HEALTHY)
+
+    def fresh(self) -> None:
+        self._health = evolve(self._health, data_at=self._clock.now())
+
+    # The supervision itself
+
+    async def supervise(self) -> None:
+        """Keep the service alive; runs until cancelled."""
+        while True:
+            if not self._wanted:
+                self._became(State.STOPPED, "stopped by the user")
+                while not self._wanted:
+                    await self._changed.wait()
+            with trio.CancelScope() as self._turn:
+                died_of = await self._live()
+                if self._turn.cancel_called:
+                    continue
+                await self._pause(died_of)
+
+    async def _live(self) -> list[Exception]:
+        """One life, and what it died of."""
+        died_of: list[Exception] = []
+        self._up_since = None
+        try:
+            while waits_for := [need for need in self.needs if need.state not in UP]:
+                self._became(State.WAITING, "waits for " + ", ".join(need.name for need in waits_for))
+                await waits_for[0].until(*UP)
+            self._impaired = ""
+            self._became(State.STARTING)
+            async with trio.open_nursery() as nursery:
+                api: Api = await nursery.start(self._run)
+                await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled life may still say it has started
+                self._lend(api)
+            await trio.lowlevel.checkpoint_if_cancelled()  # and may still return as if nothing had happened
+            raise RuntimeError("ended without an error")
+        except* Exception as group:
+            # not `except`: an error may come beside a Cancelled or a KeyboardInterrupt, and those must pass
+            died_of = list(leaves(group))
+            if self._record(died_of) and self.raise_bugs:
+                raise
+        finally:
+            if self._api is not None:
+                self._recall(describe_all(died_of) or "the node is ending")
+        return died_of
+
+    async def _pause(self, died_of: Sequence[Exception]) -> None:
+        """Wait before the next life: for the user if only the user can help, else for the backoff."""
+        for error in died_of:
+            if isinstance(error, NeedsUser):
+                self._became(State.BLOCKED, error.sentence, remedy=error.remedy)
+                await trio.sleep_forever()
+        if self._up_since is not None and trio.current_time() - self._up_since >= HEALTHY_ENOUGH:
+            self._failures = 0
+        if not all(self._is_of_a_need(error) for error in died_of):
+            self._failures += 1  # that a need is gone says nothing about this service: the next life waits for it
+        ceiling = min(LONGEST_PAUSE, 2.0 ** min(max(self._failures - 1, 0), 10))
+        pause = ceiling * self._jitter.uniform(0.5, 1.0)
+        self._became(State.RESTARTING, describe_all(died_of), next_try=self._clock.now() + pause)
+        await trio.sleep(pause)
+
+    def _is_of_a_need(self, error: Exception) -> bool:
+        return isinstance(error, Disconnected) and error.service in self._health.needs
+
+    def _record(self, died_of: Sequence[Exception]) -> bool:
+        """Count and log the end of a life; says whether a bug ended it."""
+        bugs = [error for error in died_of if not isinstance(error, (*EXPECTED, NeedsUser))]
+        self._health = evolve(
+            self._health,
+            restarts=self._health.restarts + 1,
+            bugs=self._health.bugs + len(bugs),
+            last_error=describe_all(died_of),
+        )
+        for error in died_of:
+            if error in bugs:
+                _log.error("service met a bug", service=self.name, error=describe(error), exc_info=error)
+            else:
+                _log.warning("service failed", service=self.name, error=describe(error))
+        return bool(bugs)
+
+    def _lend(self, api: Api) -> None:
+        self._api = api
+        self._up_since = trio.current_time()
+        if self._impaired:
+            self._became(State.DEGRADED, self._impaired)
+        else:
+            self._became(State.HEALTHY)
+
+    def _recall(self, reason: str) -> None:
+        """Take the API back from everyone, now."""
+        self._api = None
+        self._end_of_life = reason
+        for loan in self._loans:
+            loan.cancel(reason)
+        self._became(State.ENDING, reason)
+
+    def _end(self, reason: str) -> None:
+        if self._turn is not None and not self._turn.cancel_called:
+            # recalled here and not when the life has ended: a stuck thread would go on looking healthy, and be lent
+            self._recall(reason)
+            self._turn.cancel(reason)
+
+    def _became(self, state: State, reason: str = "", *, remedy: str = "", next_try: float | None = None) -> None:
+        if (state, reason, next_try) == (self._health.state, self._health.reason, self._health.next_try):
+            return
+        self._health = evolve(
+            self._health,
+            state=state,
+            reason=reason,
+            remedy=remedy,
+            next_try=next_try,
+            since=self._clock.now(),
+        )
+        self._ring()
+
+    def _ring(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+        for listener in self._listeners:
+            listener()
+
+    def _standing(self) -> str:
+        return f"{self.state}: {self._health.reason}" if self._health.reason else self.state.value
+
+
+class Supervisor:
+    """The services of a node, in the order in which they start, and what they say of themselves."""
+
+    def __init__(
+        self, *, clock: Clock | None = None, jitter: random.Random | None = None, raise_bugs: bool = False
+    ) -> None:
+        self._clock = clock or Clock()
+        self._jitter = jitter or random.Random()
+        self._raise_bugs = raise_bugs
+        self._services: dict[str, Service[Any]] = {}
+        self._changed = trio.Event()
+
+    def service(self, name: str, run: Run[Api], needs: Sequence[Service[Any]] = ()) -> Service[Api]:
+        """Add a service; all are added before `run`."""
+        if name in self._services:
+            raise ValueError(f"two services named {name}")
+        service = Service(name, run, needs, clock=self._clock, jitter=self._jitter, raise_bugs=self._raise_bugs)
+        service._listeners.append(self._ring)
+        self._services[name] = service
+        return service
+
+    @property
+    def services(self) -> tuple[Service[Any], ...]:
+        return tuple(self._services.values())
+
+    def __getitem__(self, name: str) -> Service[Any]:
+        return self._services[name]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run all services until cancelled; started when each has been begun, whatever became of it."""
+        async with trio.open_nursery() as nursery:
+            for service in self.services:
+                nursery.start_soon(service.supervise, name=f"service {service.name}")
+                with trio.move_on_after(HEAD_START):
+                    await service.until(*(set(State) - {State.STARTING}))
+            task_status.started()
+
+    def health(self) -> tuple[ServiceHealth, ...]:
+        return tuple(service.health for service in self.services)
+
+    async def changes(self) -> AsyncIterator[tuple[ServiceHealth, ...]]:
+        """All records now, and again whenever a state or reason changed since the last that was asked for."""
+        while True:
+            changed = self._changed
+            yield self.health()
+            await changed.wait()
+
+    def _ring(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+
+def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    """The exceptions of a group, however deep."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
+def describe(error: BaseException) -> str:
+    """One line for people: the sentence of an error of ours, else its type and text."""
+    if isinstance(error, CodedError):
+        return error.sentence
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def describe_all(errors: Sequence[BaseException]) -> str:
+    return "; ".join(describe(error) for error in errors)
