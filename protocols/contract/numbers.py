@@ -25,6 +25,8 @@ DIGITS = 20
 """Binary digits of the oracle's price."""
 PRICE_LIMIT = 2**DIGITS
 """The oracle's prices are the whole numbers below this."""
+ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
+"""Of secp256k1: scalars are numbers modulo this."""
 PRICE_PLACES = 2
 RATE_PLACES = 8
 
@@ -45,9 +47,7 @@ class BadNumber(ValueError):
 
     def __str__(self) -> str:
         shown = repr(self.value)
-        return (
-            f"{self.field} is {shown if len(shown) <= 60 else shown[:57] + '...'}, allowed is {self.allowed}"
-        )
+        return f"{self.field} is {shown if len(shown) <= 60 else shown[:57] + '...'}, allowed is {self.allowed}"
 
 
 def hu(x: Fraction | int) -> int:
@@ -55,9 +55,7 @@ def hu(x: Fraction | int) -> int:
     return (2 * x.numerator + x.denominator) // (2 * x.denominator)
 
 
-def parse_decimal(
-    text: str, field: str, *, places: int, low: Fraction, high: Fraction, allowed: str
-) -> Fraction:
+def parse_decimal(text: str, field: str, *, places: int, low: Fraction, high: Fraction, allowed: str) -> Fraction:
     """The value of a canonical decimal string with at most `places` decimals and low ≤ value ≤ high."""
     # the length is bounded before anything reads the digits: int() of a long string takes quadratic time
     if len(text) <= 32 and _DECIMAL.fullmatch(text) and text != "-0":
@@ -102,10 +100,11 @@ def parse_tolerance(text: str, field: str) -> Fraction:
     return parse_decimal(
         text,
         field,
-        places=4,
+        places=RATE_PLACES,
         low=Fraction("0.0005"),
         high=Fraction("0.1"),
-        allowed="a decimal string from 0.0005 to 0.1 with at most 4 places and no needless zeros",
+        allowed=f"a decimal string from 0.0005 to 0.1 with at most {RATE_PLACES} places and no needless zeros, "
+        "such as 0.002",
     )
 
 

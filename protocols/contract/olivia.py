@@ -1,0 +1,204 @@
+"""The oracle scheme olivia-v1, both halves: what a node checks, and what the regtest oracle serves.
+
+The oracle promises one nonce R per binary digit and reveals s = p + (b + 1)·r, so S(i, b) = P + (b + 1)·R_i. Plain
+sums of these are forgeable: scaling revealed scalars by 1, 2 or ½ opens digit prefixes of other prices. Hence every
+digit is weighted by a hash of the whole event and its index (contract.md, "Oracle").
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from attrs import frozen
+from btclib_secp256k1 import keys, ssa, xonly
+
+from ..errors import WorldError
+from .announcements import Announcement, event_id, event_time, timestamp
+from .numbers import DIGITS, ORDER, PRICE_LIMIT, tagged_hash
+
+_SIGNED = b"DLC/announcement".ljust(64, b"\0")
+_HEX32 = re.compile(r"[0-9a-f]{64}")
+
+
+@frozen
+class Olivia:
+    """The scheme as `announcements.Scheme` wants it."""
+
+    name: str = "olivia-v1"
+
+    def parse_announcement(self, raw: bytes, *, announcement_key: bytes, attestation_key: bytes) -> Announcement:
+        """Checks the signature, the id against the time, the digits, and every nonce."""
+        try:
+            return self._announcement(raw, announcement_key, attestation_key)
+        except (ValueError, RecursionError) as error:
+            raise WorldError("bad_announcement", f"the oracle's announcement is refused: {error}") from None
+
+    def _announcement(self, raw: bytes, announcement_key: bytes, attestation_key: bytes) -> Announcement:
+        announcement = _object(_object(json.loads(raw), "the answer")["announcement"], "announcement")
+        event = _object(announcement["oracle_event"], "oracle_event")
+        _equal("oracle_event.encoding", event["encoding"], "json")
+        data = _text(event["data"], "oracle_event.data").encode()
+        signature = bytes.fromhex(_text(announcement["signature"], "signature"))
+        if not ssa.verify(_SIGNED + data, announcement_key, signature):
+            raise ValueError("its signature is not by the oracle's announcement key")
+        said = _object(json.loads(data), "oracle_event.data")
+        event_name = _text(said["id"], "id")
+        time = event_time(event_name)
+        _equal("expected-outcome-time", said["expected-outcome-time"], timestamp(time))
+        descriptor = _object(said["descriptor"], "descriptor")
+        _equal("descriptor.type", descriptor["type"], "digit-decomposition")
+        _equal("descriptor.n_digits", descriptor["n_digits"], DIGITS)
+        # Olivia writes no base: its digits are binary and unsigned unless it says otherwise
+        _equal("descriptor.base", descriptor.get("base", 2), 2)
+        _equal("descriptor.is_signed", descriptor.get("is_signed", False), False)
+        scheme = _object(_object(said["schemes"], "schemes")[self.name], f"schemes.{self.name}")
+        nonces = _hex_list(scheme["nonces"], "nonces")
+        for nonce in nonces:
+            if not xonly.pubkey_verify(nonce):
+                raise ValueError(f"nonce {nonce.hex()} is not the x of a point")
+        # a nonce used twice, or the key itself as one, gives the key away with the first attestation
+        if len({*nonces, attestation_key}) != DIGITS + 1:
+            raise ValueError("its nonces are not distinct")
+        return Announcement(self.name, event_name, time, attestation_key, nonces, data, raw)
+
+    def read_attestation(self, raw: bytes, announcement: Announcement) -> tuple[int, tuple[bytes, ...]] | None:
+        try:
+            body = _object(json.loads(raw), "the answer")
+            if body["attestation"] is None:
+                return None
+            attestation = _object(body["attestation"], "attestation")
+            outcome = _text(attestation["outcome"], "outcome")
+            if not re.fullmatch(r"0|[1-9][0-9]{0,14}", outcome, re.ASCII):
+                raise ValueError(f"outcome is {outcome[:80]!r}, allowed is a whole number")
+            scheme = _object(_object(attestation["schemes"], "schemes")[self.name], f"schemes.{self.name}")
+            return min(int(outcome), PRICE_LIMIT - 1), _hex_list(scheme["scalars"], "scalars")
+        except (ValueError, RecursionError) as error:
+            raise WorldError(
+                "bad_attestation", f"the oracle's attestation of {announcement.id} is refused: {error}"
+            ) from None
+
+    def digit_point(self, announcement: Announcement, index: int, digit: int) -> bytes:
+        nonce = b"\x02" + announcement.nonces[index]
+        point = keys.pubkey_sum([b"\x02" + announcement.key, *[nonce] * (digit + 1)])
+        if point is None:
+            raise WorldError("bad_announcement", f"nonce {index} of {announcement.id} cancels the oracle's key")
+        return point
+
+    def weight(self, announcement: Announcement, index: int) -> int:
+        return _weights(announcement.key, announcement.nonces)[index]
+
+
+OLIVIA = Olivia()
+
+
+@lru_cache(maxsize=256)
+def _weights(key: bytes, nonces: tuple[bytes, ...]) -> tuple[int, ...]:
+    event = key + b"".join(nonces)
+    hashes = [tagged_hash("cfd/olivia-digit", event + bytes([index])) for index in range(len(nonces))]
+    weights = tuple(int.from_bytes(h, "big") % ORDER for h in hashes)
+    if 0 in weights:
+        raise WorldError("bad_announcement", "a digit's weight is zero")
+    return weights
+
+
+# What the oracle of a regtest world serves. Its secrets are 32-byte scalars, one fresh nonce per digit and event.
+
+
+def announce(event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes) -> bytes:
+    """The oracle's answer for the event at `event` (seconds since 1970) before it is attested: a JSON body."""
+    return _body(event, nonces, attestation_secret, announcement_secret, None)
+
+
+def attest(
+    event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
+) -> bytes:
+    """The same answer with the attested `price`, USD ≥ 0; at or above 2²⁰ the digits are those of 2²⁰ − 1.
+
+    Attesting two prices of one event gives the attestation secret away.
+    """
+    key = _even(attestation_secret)
+    scalars = []
+    for nonce, digit in zip(map(_even, nonces), price_digits(price), strict=True):
+        scalar = keys.prvkey_tweak_add(key, nonce)
+        scalars.append(keys.prvkey_tweak_add(scalar, nonce) if digit == "1" else scalar)
+    attestation: dict[str, object] = {
+        "outcome": str(price),
+        "schemes": {OLIVIA.name: {"scalars": [scalar.hex() for scalar in scalars]}},
+        "time": timestamp(event),
+    }
+    return _body(event, nonces, attestation_secret, announcement_secret, attestation)
+
+
+def price_digits(price: int) -> str:
+    """The binary digits that an oracle attests for a price, highest first."""
+    return f"{min(price, PRICE_LIMIT - 1):0{DIGITS}b}"
+
+
+def _body(
+    event: int,
+    nonces: Sequence[bytes],
+    attestation_secret: bytes,
+    announcement_secret: bytes,
+    attestation: dict[str, object] | None,
+) -> bytes:
+    if len(nonces) != DIGITS:
+        raise ValueError(f"an event has {DIGITS} nonces, not {len(nonces)}")
+    said = {
+        "id": event_id(event),
+        "expected-outcome-time": timestamp(event),
+        "descriptor": {"type": "digit-decomposition", "is_signed": False, "n_digits": DIGITS, "unit": None},
+        "schemes": {OLIVIA.name: {"nonces": [xonly.from_prvkey(nonce)[0].hex() for nonce in nonces]}},
+    }
+    data = json.dumps(said, separators=(",", ":"))
+    aux = tagged_hash("cfd/aux", announcement_secret)
+    signature = ssa.sign_custom(_SIGNED + data.encode(), announcement_secret, aux)
+    announcement = {"oracle_event": {"encoding": "json", "data": data}, "signature": signature.hex()}
+    return json.dumps({"announcement": announcement, "attestation": attestation}, separators=(",", ":")).encode()
+
+
+def _even(secret: bytes) -> bytes:
+    """The secret or its negative, whichever has a point with even y."""
+    return keys.prvkey_negate(secret) if xonly.from_prvkey(secret)[1] else secret
+
+
+# Reading JSON of unknown shape: every refusal is a ValueError that names the field.
+
+
+class _Object(dict[str, object]):
+    """A JSON object in which a missing member reads as null, so that one check refuses both."""
+
+    def __missing__(self, key: str) -> object:
+        return None
+
+
+def _object(value: object, field: str) -> _Object:
+    if not isinstance(value, dict):
+        raise ValueError(f"{field} is {_shown(value)}, allowed is an object")
+    return _Object(value)
+
+
+def _text(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{field} is {_shown(value)}, allowed is a string")
+    return value
+
+
+def _equal(field: str, value: object, allowed: object) -> None:
+    if value != allowed or type(value) is not type(allowed):
+        raise ValueError(f"{field} is {_shown(value)}, allowed is {allowed!r}")
+
+
+def _hex_list(value: object, field: str) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) != DIGITS:
+        raise ValueError(f"{field} is {_shown(value)}, allowed is a list of {DIGITS}")
+    items = [_text(item, field) for item in value]
+    for item in items:
+        if not _HEX32.fullmatch(item):
+            raise ValueError(f"{field} has {_shown(item)}, allowed are 64 hex digits")
+    return tuple(map(bytes.fromhex, items))
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
