@@ -1,0 +1,189 @@
+"""Runs a dialogue (:mod:`protocols.dialogue`) on a substream: the only place where a protocol meets an event loop.
+
+Beside the task that carries out the steps, a second one reads one message ahead: so a megabyte both ways at once
+passes over a stream without buffers, and a peer that resets the stream cancels a question that is still being
+looked up. Half close ends what can be received and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio.to_process
+import outcome
+import trio
+from attrs import field, frozen
+
+from protocols.codec import Message, Protocol
+from protocols.dialogue import Ask, Compute, Dialogue, Fact, Persist, Receive, Send, Step, accept, rejection
+from protocols.errors import LocalError, PeerGone, PeerSilent, RemoteError, WorldError
+
+R = TypeVar("R")
+
+FAREWELL_WITHIN = 5.0
+"""Seconds for the last message and the orderly close; a peer that takes longer has its substream reset."""
+
+
+async def in_worker_process(function: Callable[..., R], args: tuple[object, ...]) -> R:
+    """Run a pure function in a worker process that is kept warm; abandoned when cancelled."""
+    return await anyio.to_process.run_sync(function, *args, cancellable=True)
+
+
+async def inline(function: Callable[..., R], args: tuple[object, ...]) -> R:
+    """Run it here and now: for the simulator, where no other process may decide the order of things."""
+    await trio.lowlevel.checkpoint()
+    return function(*args)
+
+
+async def _refuse_to_persist(fact: Fact) -> None:
+    raise LocalError("nothing_to_persist", f"nobody here remembers {type(fact).__name__}")
+
+
+@frozen
+class Host:
+    """What a dialogue needs of its node."""
+
+    answers: Mapping[type[Ask[Any]], Callable[[Any], Awaitable[Any]]] = field(factory=dict)
+    """For each kind of question an async function of the question."""
+    persist: Callable[[Fact], Awaitable[None]] = _refuse_to_persist
+    compute: Callable[[Callable[..., Any], tuple[object, ...]], Awaitable[Any]] = in_worker_process
+
+
+async def converse(stream: trio.abc.HalfCloseableStream, protocol: Protocol, dialogue: Dialogue[R], host: Host) -> R:
+    """Run `dialogue` to its end on `stream`, close the stream in order, and return the result.
+
+    Raises what the dialogue raises: RemoteError, WorldError or LocalError. The peer is told the reason
+    (:func:`protocols.dialogue.rejection`). A cancellation closes the dialogue and resets the stream.
+    """
+    conversation = _Conversation(stream, protocol, host)
+    try:
+        result: outcome.Maybe[R]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conversation.read_ahead)
+            # Unwrapped outside of the nursery, so that errors do not become exception groups.
+            result = await conversation.drive(dialogue)
+            nursery.cancel_scope.cancel()
+        await conversation.take_leave(result)
+    finally:
+        dialogue.close()
+        # After an orderly close this does nothing; otherwise it resets the stream without waiting.
+        await trio.aclose_forcefully(stream)
+    return result.unwrap()
+
+
+class _Conversation:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, protocol: Protocol, host: Host) -> None:
+        self._stream = stream
+        self._protocol = protocol
+        self._host = host
+        self._read, self._inbox = trio.open_memory_channel[outcome.Maybe[Message]](0)
+        self._gone: PeerGone | None = None
+        self._question: trio.CancelScope | None = None
+
+    async def read_ahead(self) -> None:
+        decoder = self._protocol.codec.decoder()
+        async with self._read:
+            while True:
+                try:
+                    while (message := decoder.next()) is not None:
+                        await self._read.send(outcome.Value(message))
+                    data = await self._stream.receive_some()
+                except RemoteError as error:
+                    if isinstance(error, trio.BrokenResourceError):
+                        self._peer_gone(error)
+                    else:
+                        await self._read.send(outcome.Error(error))
+                    return
+                except trio.BrokenResourceError as error:
+                    self._peer_gone(error)
+                    return
+                if not data:
+                    if not decoder.empty:
+                        await self._read.send(outcome.Error(PeerGone("the peer stopped in the middle of a message")))
+                    return
+                decoder.feed(bytes(data))
+
+    def _peer_gone(self, error: Exception) -> None:
+        self._gone = PeerGone(f"the peer is gone: {error}" if str(error) else "the peer is gone")
+        if self._question is not None:
+            self._question.cancel()
+
+    async def drive(self, dialogue: Dialogue[R]) -> outcome.Maybe[R]:
+        advance: Callable[[], Step[Any]] = partial(dialogue.send, None)
+        while True:
+            try:
+                step = advance()
+            except StopIteration as stop:
+                return outcome.Value(stop.value)
+            except Exception as error:  # handed on whole, outside of the nursery  # noqa: BLE001
+                return outcome.Error(error)
+            try:
+                result = await self._carry_out(step)
+            except (RemoteError, WorldError, LocalError) as error:
+                advance = partial(dialogue.throw, error)
+            else:
+                advance = partial(dialogue.send, result)
+
+    async def _carry_out(self, step: Step[Any]) -> Any:
+        match step:
+            case Send():
+                await self._send(step.message)
+                return None
+            case Receive():
+                return await self._receive(step)
+            case Persist():
+                with trio.CancelScope(shield=True):
+                    await self._host.persist(step.fact)
+                return None
+            case Compute():
+                return await self._ask(self._host.compute(step.function, step.args))
+            case Ask():
+                return await self._ask(self._host.answers[type(step)](step))
+            case _:
+                raise TypeError(f"{step!r} is no step of a dialogue")
+
+    async def _send(self, message: Message) -> None:
+        data = self._protocol.codec.encode(message)
+        try:
+            with trio.fail_after(self._protocol.send_within):
+                await self._stream.send_all(data)
+        except trio.TooSlowError:
+            raise PeerSilent(f"the peer did not take a message within {self._protocol.send_within:g} s") from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise self._gone or PeerGone(f"the peer is gone: {error}") from error
+
+    async def _receive(self, step: Receive[Any]) -> Message:
+        try:
+            with trio.fail_after(step.within):
+                message = (await self._inbox.receive()).unwrap()
+        except trio.EndOfChannel:
+            raise self._gone or PeerGone("the peer ended its side before it had answered") from None
+        except trio.TooSlowError:
+            raise PeerSilent(f"the peer did not answer within {step.within:g} s") from None
+        accept(step, message)
+        return message
+
+    async def _ask(self, answer: Awaitable[R]) -> R:
+        with trio.CancelScope() as self._question:
+            if self._gone is not None:
+                self._question.cancel()
+            return await answer
+        self._question = None
+        assert self._gone is not None
+        raise self._gone
+
+    async def take_leave(self, result: outcome.Maybe[Any]) -> None:
+        """Tell the peer why, if there is a reason, and close in order, within a bounded time."""
+        with trio.move_on_after(FAREWELL_WITHIN):
+            try:
+                if isinstance(result, outcome.Error):
+                    reason = rejection(result.error)
+                    if not isinstance(result.error, RemoteError | WorldError | LocalError):
+                        return  # a bug of ours: the endpoint resets the stream and counts it
+                    if reason is not None:
+                        await self._stream.send_all(self._protocol.codec.encode(reason))
+                await self._stream.aclose()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # nobody is left to be told
