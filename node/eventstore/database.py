@@ -13,7 +13,8 @@ from typing import Any
 
 import outcome
 
-from node.eventstore.interface import AlreadyHandled, BlobExists, Conflict, Cursor, NewEvent, Recorded, StoreUnusable
+from node.errors import NeedsUser
+from node.eventstore.interface import AlreadyHandled, BlobExists, Conflict, Cursor, NewEvent, Recorded
 from protocols.errors import WorldError
 
 SCHEMA_VERSION = 1
@@ -63,7 +64,7 @@ WORLD = frozenset(
 
 class Database:
     def __init__(self, path: Path, now: Callable[[], float]) -> None:
-        """Open or create the file, and check it. Raises `StoreUnusable` or `WorldError`."""
+        """Open or create the file, and check it. Raises `NeedsUser` or `WorldError`."""
         self.path = path
         self._now = now
         with self._trouble(), contextlib.ExitStack() as opened:
@@ -91,16 +92,16 @@ class Database:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         fresh = (version, application, tables) == (0, 0, 0)
         if not fresh and application != APPLICATION_ID:
-            raise StoreUnusable(
-                "not_an_event_store",
+            raise NeedsUser(
                 f"{self.path} is an SQLite database, but not an event store of this program",
                 "give the node a data directory of its own",
+                code="not_an_event_store",
             )
         if version > SCHEMA_VERSION:
-            raise StoreUnusable(
-                "store_too_new",
+            raise NeedsUser(
                 f"{self.path} has schema version {version}; this program knows versions up to {SCHEMA_VERSION}",
                 "run the newer version of this program that wrote it",
+                code="store_too_new",
             )
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
@@ -114,11 +115,11 @@ class Database:
         if problems != ["ok"]:
             raise self._corrupt("; ".join(problems))
 
-    def _corrupt(self, problem: str) -> StoreUnusable:
-        return StoreUnusable(
-            "store_corrupt",
+    def _corrupt(self, problem: str) -> NeedsUser:
+        return NeedsUser(
             f"{self.path} is damaged: {problem}",
             "restore a backup, or move the file aside to start without its positions",
+            code="store_corrupt",
         )
 
     def close(self) -> None:
@@ -169,7 +170,7 @@ class Database:
                 try:
                     with self._trouble():
                         results.append(outcome.Value(one()))
-                except StoreUnusable:
+                except NeedsUser:
                     raise
                 except Exception as error:  # it goes to the task that asked for this write
                     if not connection.in_transaction:

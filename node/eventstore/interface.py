@@ -100,14 +100,6 @@ class BlobExists(LocalError):
         self.kind = kind
 
 
-class StoreUnusable(LocalError):
-    """The store cannot be opened or read, and only the user can change that; `remedy` says how."""
-
-    def __init__(self, code: str, sentence: str, remedy: str) -> None:
-        super().__init__(code, sentence)
-        self.remedy = remedy
-
-
 class EventStore(ABC):
     """What every store does; tests/test_eventstore.py is the conformance suite."""
 

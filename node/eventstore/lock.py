@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from node.eventstore.interface import StoreUnusable
+from node.errors import NeedsUser
 
 
 @contextlib.contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold the directory's lock, which ends with the process at the latest.
 
-    Two nodes of one seed and one store would each give away what the other relies on. Raises `StoreUnusable`
+    Two nodes of one seed and one store would each give away what the other relies on. Raises `NeedsUser`
     (`data_in_use`) when another process, or this one, holds it; `OSError` when the directory cannot be written.
     """
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -22,10 +22,10 @@ def lock_directory(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            raise StoreUnusable(
-                "data_in_use",
+            raise NeedsUser(
                 f"{directory} is in use by process {holder or '(unknown)'}",
                 "stop that process, or start this one with a data directory of its own",
+                code="data_in_use",
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -47,9 +47,7 @@ class MemoryStore(EventStore):
             blobs[key] = blob.data
         now = self._clock.now()
         recorded = [
-            Recorded(
-                self.last_id + i, stream, expected_version + i, event.name, event.version, event.data, now
-            )
+            Recorded(self.last_id + i, stream, expected_version + i, event.name, event.version, event.data, now)
             for i, event in enumerate(events, start=1)
         ]
         # nothing can fail from here on

@@ -14,8 +14,9 @@ import trio
 from attrs import define, field
 
 from node.clock import Clock
+from node.errors import NeedsUser
 from node.eventstore.database import Database
-from node.eventstore.interface import Cursor, EventStore, NewEvent, Recorded, RunBlocking, StoreUnusable
+from node.eventstore.interface import Cursor, EventStore, NewEvent, Recorded, RunBlocking
 from node.eventstore.lock import lock_directory
 from protocols.errors import WorldError
 
@@ -42,7 +43,7 @@ class SqliteStore(EventStore):
         self._wishes: list[_Wish] = []
         self._wanted = trio.Event()  # there are wishes, or damage was found
         self._reading = trio.Lock()
-        self._damage: StoreUnusable | None = None
+        self._damage: NeedsUser | None = None
         self._closed = False
 
     # Writing
@@ -102,7 +103,7 @@ class SqliteStore(EventStore):
             self._check_open()
             try:
                 return await self._run_blocking(read)
-            except StoreUnusable as error:
+            except NeedsUser as error:
                 self._damage = error
                 self._wanted.set()
                 raise trio.BrokenResourceError("the event store is damaged") from error
@@ -162,7 +163,7 @@ async def run_store(
     """Run the store in the SQLite file `path`, for ever; the started value is the `EventStore`.
 
     The file is created if there is none, and checked if there is one; its directory is locked against other
-    processes. Raises `StoreUnusable` when only the user can help, `WorldError` when the disk is in the way.
+    processes. Raises `NeedsUser` when only the user can help, `WorldError` when the disk is in the way.
     """
     with contextlib.ExitStack() as held:
         try:
