@@ -55,6 +55,12 @@ def _exactly(value: object, kind: type[E]) -> E:
     return value
 
 
+def _packed(plain: object) -> bytes:
+    data = msgpack.packb(plain)
+    assert isinstance(data, bytes)
+    return data
+
+
 class EventCodec:
     """A registry of event classes."""
 
@@ -84,9 +90,7 @@ class EventCodec:
     def encode(self, event: object, *blobs: Blob) -> NewEvent:
         """The event as the store takes it; the same event gives the same bytes. KeyError if it is not registered."""
         kind = self._by_class[type(event)]
-        data = msgpack.packb(self._converter.unstructure(event))
-        assert isinstance(data, bytes)
-        return NewEvent(kind.name, kind.version, data, blobs)
+        return NewEvent(kind.name, kind.version, _packed(self._converter.unstructure(event)), blobs)
 
     def decode(self, recorded: Recorded) -> Any:
         """The event, of its class as it is today. Raises `BadEvent`."""
@@ -97,7 +101,7 @@ class EventCodec:
         if not 1 <= recorded.version <= kind.version:
             raise BadEvent("unknown_event", f"{what}: this program knows versions 1 to {kind.version}")
         try:
-            plain = msgpack.unpackb(recorded.data, use_list=False)
+            plain = msgpack.unpackb(recorded.data)
             for upcast in kind.upcasters[recorded.version - 1 :]:
                 plain = upcast(plain)
             event = self._converter.structure(plain, kind.cls)
@@ -106,7 +110,8 @@ class EventCodec:
             raise BadEvent("bad_event", f"{what}: {'; '.join(transform_error(error))}") from None
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise BadEvent("bad_event", f"{what}: not readable ({type(error).__name__})") from None
-        # defaults for what is missing and text taken for a tuple of letters would pass up to here
-        if self._converter.unstructure(event) != plain:
+        # defaults for what is missing, and text taken for a tuple of letters, would pass up to here
+        again = _packed(self._converter.unstructure(event))
+        if again != recorded.data and msgpack.unpackb(again) != msgpack.unpackb(_packed(plain)):
             raise BadEvent("bad_event", f"{what}: does not stand for itself when it is written again")
         return event
