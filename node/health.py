@@ -65,10 +65,10 @@ class ServiceHealth:
     remedy: str = ""
     """What the user can do about it; empty when there is nothing, or nothing needed."""
     next_try: float | None = None
-    restarts: int = 0
+    failures: int = 0
     """Lives that ended by themselves."""
     bugs: int = 0
-    """How many of them ended in an error that nobody foresaw."""
+    """Errors among what ended its lives that nobody foresaw."""
     last_error: str = ""
     data_at: float | None = None
     """When its data last agreed with the world, if it holds any."""

@@ -197,9 +197,9 @@ class Service(Generic[Api]):
         died_of: list[Exception] = []
         self._up_since = None
         try:
-            while waits_for := [need for need in self.needs if need.state not in UP]:
-                self._became(State.WAITING, "waits for " + ", ".join(need.name for need in waits_for))
-                await waits_for[0].until(*UP)
+            while need := next((need for need in self.needs if need.state not in UP), None):
+                self._became(State.WAITING, f"waits for {need.name}")
+                await need.until(*UP)
             self._impaired = ""
             self._became(State.STARTING)
             async with trio.open_nursery() as nursery:
@@ -237,19 +237,20 @@ class Service(Generic[Api]):
         return isinstance(error, Disconnected) and error.service in self._health.needs
 
     def _record(self, died_of: Sequence[Exception]) -> bool:
-        """Count and log the end of a life; says whether a bug ended it."""
+        """Count and log what ended a life; says whether there was a bug in it."""
         bugs = [error for error in died_of if not isinstance(error, (*EXPECTED, NeedsUser))]
-        self._health = evolve(
-            self._health,
-            restarts=self._health.restarts + 1,
-            bugs=self._health.bugs + len(bugs),
-            last_error=describe_all(died_of),
-        )
-        for error in died_of:
-            if error in bugs:
-                _log.error("service met a bug", service=self.name, error=describe(error), exc_info=error)
-            else:
-                _log.warning("service failed", service=self.name, error=describe(error))
+        for bug in bugs:
+            _log.error("bug in a service", service=self.name, error=describe(bug), exc_info=bug)
+        told_to_end = self._turn is not None and self._turn.cancel_called  # then broken pipes are no failure
+        if bugs or not told_to_end:
+            failures = 0 if told_to_end else 1
+            self._health = evolve(
+                self._health,
+                failures=self._health.failures + failures,
+                bugs=self._health.bugs + len(bugs),
+                last_error=describe_all(died_of),
+            )
+            _log.warning("service failed", service=self.name, error=self._health.last_error)
         return bool(bugs)
 
     def _lend(self, api: Api) -> None:
