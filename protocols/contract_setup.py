@@ -38,7 +38,7 @@ from protocols.contract.signing import (
 from protocols.contract.terms import Role, Terms
 from protocols.contract.transactions import ContractPlan, ContractTransactions, Party
 from protocols.dialogue import Ask, Compute, Fact, Persist, Send, receive
-from protocols.errors import RemoteProtocolError
+from protocols.errors import Declined, RemoteProtocolError
 from protocols.offers import Offer, OracleKeys, identifier
 
 DECISION_WITHIN = 60.0
@@ -199,14 +199,14 @@ class Now(Ask[int]):
 
 
 @frozen
-class FindOffer(Ask["Offer | None"]):
+class FindOffer(Ask[Offer | None]):
     """The maker's offer of this id if it stands and is not stale."""
 
     offer_id: bytes
 
 
 @frozen
-class Decide(Ask["Rejected | None"]):
+class Decide(Ask[Rejected | None]):
     """Whether the maker takes the order: by policy or by hand, within `DECISION_WITHIN`. None: accepted."""
 
     order: Order
@@ -221,7 +221,7 @@ class CheckFeeRate(Ask[None]):
 
 
 @frozen
-class FetchAnnouncements(Ask["tuple[Announcement, ...]"]):
+class FetchAnnouncements(Ask[tuple[Announcement, ...]]):
     """Our own oracle client's verified announcements of these events."""
 
     oracle: OracleKeys
@@ -249,7 +249,7 @@ class Fund(Ask[Funding]):
 
 
 @frozen
-class KnownPoints(Ask["frozenset[bytes]"]):
+class KnownPoints(Ask[frozenset[bytes]]):
     """Which of these points were seen before, in any attempt of any position."""
 
     points: Points
@@ -265,7 +265,7 @@ class CheckCoins(Ask[None]):
 
 
 @frozen
-class SignLock(Ask["tuple[tuple[bytes, ...], ...]"]):
+class SignLock(Ask[tuple[tuple[bytes, ...], ...]]):
     """Witnesses for our own inputs of the plan's lock, in their order."""
 
     plan: ContractPlan
@@ -333,19 +333,17 @@ async def maker(attempt: Attempt) -> ContractPlan:
     placed = await receive(PlaceOrder, within=MESSAGE_WITHIN)
     offer = await FindOffer(placed.offer_id)
     if offer is None:
-        raise RemoteProtocolError("unknown_offer", "no such offer stands; it may have been changed or withdrawn")
+        raise Declined("unknown_offer", "no such offer stands; it may have been changed or withdrawn")
     if placed.price != offer.price:
-        raise RemoteProtocolError("wrong_price", f"price is {placed.price}, the offer's is {offer.price}")
+        raise Declined("wrong_price", f"price is {placed.price}, the offer's is {offer.price}")
     try:
         terms = offer.check_order(placed.quantity, placed.leverage)
     except BadNumber as error:
-        raise RemoteProtocolError(
-            f"bad_{error.field}" if error.field.isidentifier() else "bad_order", str(error)
-        ) from None
+        raise Declined(f"bad_{error.field}" if error.field.isidentifier() else "bad_order", str(error)) from None
     order = Order(placed.order_id, offer, placed.quantity, placed.leverage)
     refusal = await Decide(order, terms)
     if refusal is not None:
-        raise RemoteProtocolError(refusal.code, refusal.sentence)
+        raise Declined(refusal.code, refusal.sentence)
 
     event_ids = contract_events(await Now())
     announcements = await FetchAnnouncements(offer.oracle, event_ids)

@@ -34,6 +34,10 @@ class Refused(RemoteError):
     """The peer said no, within the protocol's rules; `code` and `sentence` are the peer's own."""
 
 
+class Declined(RemoteError):
+    """We say no to what the peer asked for, within the protocol's rules; the peer sees it as `Refused`."""
+
+
 class PeerGone(RemoteError):
     """The substream to the peer ended or was reset before the dialogue was over."""
 

@@ -162,7 +162,7 @@ PROTOCOL = Protocol("/cfd/offers/1", Codec(Offers, limit=65_536))
 
 
 @frozen
-class NextOffers(Ask["tuple[Offer, ...]"]):
+class NextOffers(Ask[tuple[Offer, ...]]):
     """The maker's present set, as soon as it differs from the one of number `after` (0: at once)."""
 
     after: int

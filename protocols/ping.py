@@ -28,7 +28,7 @@ PROTOCOL = Protocol("/cfd/ping/1", Codec(Ping, Pong, limit=256))
 
 
 @frozen
-class NextNonce(Ask["bytes | None"]):
+class NextNonce(Ask[bytes | None]):
     """When it is time: 32 fresh bytes for the next ping, or None to end."""
 
 

@@ -1,5 +1,6 @@
-"""Which oracle events a contract names: hourly without gap, the last one settles (contract.md, "From payout curve to CETs")."""
+"""Which oracle events a contract names: hourly without gap, the last one settles (contract.md)."""
 
+import itertools
 from collections.abc import Sequence
 
 from ..errors import RemoteProtocolError
@@ -38,7 +39,7 @@ def check_events(event_ids: Sequence[str], *, asked_at: int, now: int) -> tuple[
         raise _bad(str(error)) from None
     if not times:
         raise _bad("event_ids is empty, allowed are 24 or 25 events")
-    if any(later - earlier != HOUR for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later - earlier != HOUR for earlier, later in itertools.pairwise(times)):
         raise _bad("event_ids are not hourly without a gap")
     if times[0] % HOUR:
         raise _bad(f"the first event, {event_ids[0]}, is not on a full hour")
