@@ -12,12 +12,10 @@ the masking of the secret. The library is called at its C level where a contract
 from btclib_secp256k1 import ffi, keys, lib
 from btclib_secp256k1.context import ctx
 
-from .numbers import tagged_hash
+from .numbers import ORDER, tagged_hash
 
 SIZE = 65
 """Bytes of an adaptor signature."""
-N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""The order of the curve's group."""
 
 
 def _challenge(r: bytes, key: bytes, message: bytes) -> bytes:
@@ -81,8 +79,8 @@ class Verifier:
     def __init__(self, key: bytes) -> None:
         self._key = key
         x = int.from_bytes(key, "big")
-        self._r = x % N
-        self._recovery_id = 2 if x >= N else 0  # y is even in either case
+        self._r = x % ORDER
+        self._recovery_id = 2 if x >= ORDER else 0  # y is even in either case
         self._r_bytes = self._r.to_bytes(32, "big")
 
     def verify(self, message: bytes, point: bytes, signature: bytes) -> bool:
@@ -90,7 +88,7 @@ class Verifier:
         if len(self._key) != 32 or len(message) != 32 or len(point) != 33 or len(signature) != SIZE:
             return False
         s = int.from_bytes(signature[33:], "big")
-        if s >= N:
+        if s >= ORDER:
             return False
         e = int.from_bytes(_challenge(signature[1:33], self._key, message), "big")
         recoverable = ffi.new("secp256k1_ecdsa_recoverable_signature *")
@@ -101,9 +99,9 @@ class Verifier:
             return False
         return bool(
             lib.secp256k1_ecdsa_recoverable_signature_parse_compact(
-                ctx, recoverable, self._r_bytes + (-e * self._r % N).to_bytes(32, "big"), self._recovery_id
+                ctx, recoverable, self._r_bytes + (-e * self._r % ORDER).to_bytes(32, "big"), self._recovery_id
             )
-            and lib.secp256k1_ecdsa_recover(ctx, nonce, recoverable, (-s * self._r % N).to_bytes(32, "big"))
+            and lib.secp256k1_ecdsa_recover(ctx, nonce, recoverable, (-s * self._r % ORDER).to_bytes(32, "big"))
             and (signature[0] == 2 or lib.secp256k1_ec_pubkey_negate(ctx, nonce))
             and lib.secp256k1_ec_pubkey_combine(ctx, total, both, 2)
             # R as sent must be ε·(ŝ·G − e·P) + T: equal bytes also prove that it is on the curve

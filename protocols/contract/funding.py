@@ -56,6 +56,11 @@ class Underfunded(ValueError):
         return f"the inputs hold {self.have} sat, {self.need} sat are needed"
 
 
+def is_native(script: bytes) -> bool:
+    """Whether a contract may use this script: P2WPKH or P2TR."""
+    return is_p2wpkh(script) or is_p2tr(script)
+
+
 def input_weight(script: bytes) -> int:
     """What spending a coin of this script by its key adds to the lock. Raises `BadScript`."""
     if is_p2wpkh(script):

@@ -11,8 +11,7 @@ from btclib_secp256k1 import keys as curve
 from btclib_secp256k1 import musig
 
 from ..errors import RemoteProtocolError
-from .adaptor import N
-from .numbers import tagged_hash
+from .numbers import ORDER, tagged_hash
 
 Purpose = Literal["fund", "publish", "revoke"]
 SEED_SIZE, SALT_SIZE, ORDER_ID_SIZE = 64, 32, 16
@@ -51,7 +50,7 @@ class AttemptKeys:
 
 def hash_scalar(tag: str, data: bytes) -> bytes:
     """tagged_hash(tag, data) modulo the group's order, as 32 bytes; zero is refused with `ValueError`."""
-    scalar = int.from_bytes(tagged_hash(tag, data), "big") % N
+    scalar = int.from_bytes(tagged_hash(tag, data), "big") % ORDER
     if scalar == 0:
         raise ValueError("a hash of zero is no scalar")
     return scalar.to_bytes(32, "big")

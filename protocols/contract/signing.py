@@ -1,0 +1,213 @@
+"""Making, checking and completing a contract's signatures: pure functions of a plan, picklable, for `Compute`.
+
+Each side signs every CET with an adaptor signature that the oracle's scalars open, the refund with a plain one, and
+the commit with an adaptor signature that the *receiver's* publish secret opens: whoever publishes a commit reveals
+that secret. What is made here can be made again byte for byte. Source: contract.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from attrs import frozen
+from bitcoin.core import CTransaction
+from btclib_secp256k1 import keys as curve
+
+from ..errors import LocalError, RemoteProtocolError
+from . import adaptor, schnorr
+from .keys import AttemptKeys
+from .oracle import Announcement, Anticipation
+from .outcomes import Outcome
+from .scripts import Leaf
+from .sighash import TxOut, signature_hash
+from .terms import Role
+from .transactions import FINAL, ContractPlan, ContractTransactions, completed, txid
+from .witness import check_witness
+
+
+@frozen
+class Signatures:
+    """One side's signatures of what spends the commit, as they go over the wire."""
+
+    refund: bytes
+    """64 bytes, BIP340."""
+    cets: tuple[bytes, ...]
+    """By event: the adaptor signatures of its CETs, 65 bytes each, in the order of `ContractTransactions.by_event`."""
+
+    def of(self, transactions: ContractTransactions, outcome: Outcome) -> bytes:
+        """The adaptor signature of one outcome's CET."""
+        start = adaptor.SIZE * transactions.by_event[outcome.event].index(outcome)
+        return self.cets[outcome.event][start : start + adaptor.SIZE]
+
+
+@lru_cache(maxsize=64)
+def anticipation(announcement: Announcement) -> Anticipation:
+    """The points of an event, shared by all contracts of this process that name it; call it to build them ahead."""
+    return Anticipation(announcement)
+
+
+def _x(plan: ContractPlan, role: Role) -> bytes:
+    return plan.party(role).points.fund[1:]
+
+
+def sign_contract(plan: ContractPlan, role: Role, fund_secret: bytes) -> Signatures:
+    """All signatures of CETs and refund that `role` gives to its peer."""
+    transactions = ContractTransactions(plan)
+    signer = adaptor.Signer(fund_secret)
+    cets = []
+    for announcement, outcomes in zip(plan.announcements, transactions.by_event, strict=True):
+        point = anticipation(announcement).point
+        cets.append(b"".join(signer.sign(transactions.cet_hash(each), point(each.digits)) for each in outcomes))
+    return Signatures(schnorr.sign(fund_secret, transactions.refund_hash), tuple(cets))
+
+
+def verify_contract(plan: ContractPlan, signer: Role, signatures: Signatures) -> None:
+    """Refuse what `signer` sent unless every signature is valid and none is missing or too many.
+
+    Raises `RemoteProtocolError` "bad_signature" naming the first that is not.
+    """
+    transactions = ContractTransactions(plan)
+    if not schnorr.verify(_x(plan, signer), transactions.refund_hash, signatures.refund):
+        raise _bad("the refund signature is not valid")
+    if len(signatures.cets) != len(plan.announcements):
+        raise _bad(f"there are CET signatures of {len(signatures.cets)} events, not {len(plan.announcements)}")
+    for event, (outcomes, joined) in enumerate(zip(transactions.by_event, signatures.cets, strict=True)):
+        if len(joined) != adaptor.SIZE * len(outcomes):
+            allowed = f"{adaptor.SIZE} × {len(outcomes)}"
+            raise _bad(f"the CET signatures of event {event} have {len(joined)} bytes, allowed are {allowed}")
+    verify = adaptor.Verifier(_x(plan, signer)).verify
+    for event, (outcomes, joined) in enumerate(zip(transactions.by_event, signatures.cets, strict=True)):
+        point = anticipation(plan.announcements[event]).point
+        for start, each in zip(range(0, len(joined), adaptor.SIZE), outcomes, strict=True):
+            signature = joined[start : start + adaptor.SIZE]
+            if not verify(transactions.cet_hash(each), point(each.digits), signature):
+                raise _bad(f"the signature of event {event}'s CET for prices {each.low} to {each.high} is not valid")
+
+
+def sign_commit(plan: ContractPlan, role: Role, fund_secret: bytes) -> bytes:
+    """`role`'s adaptor signature of the commit, 65 bytes, encrypted to its peer's publish point."""
+    transactions = ContractTransactions(plan)
+    return adaptor.sign(fund_secret, transactions.commit_hash, plan.party(role.other).points.publish)
+
+
+def verify_commit(plan: ContractPlan, signer: Role, signature: bytes) -> None:
+    """Refuse a commit signature that we could not complete. Raises `RemoteProtocolError` "bad_signature"."""
+    transactions = ContractTransactions(plan)
+    publish = plan.party(signer.other).points.publish
+    if not adaptor.verify(_x(plan, signer), transactions.commit_hash, publish, signature):
+        raise _bad("the commit signature is not valid")
+
+
+def verify_lock_witness(plan: ContractPlan, index: int, witness: Sequence[bytes]) -> None:
+    """Refuse a witness of the lock's input `index`. Raises `RemoteProtocolError` "bad_witness"."""
+    transactions = ContractTransactions(plan)
+    check_witness(transactions.lock, index, transactions.lock_prevouts, witness)
+
+
+# Completing what is to be broadcast. The result is serialized with its witnesses; `LocalError` "bad_signature" means
+# that what was stored, or the secret, does not belong to this plan.
+
+
+def complete_lock(plan: ContractPlan, witnesses: Mapping[int, Sequence[bytes]]) -> bytes:
+    """The lock with the witnesses of all its inputs, by index."""
+    lock = ContractTransactions(plan).lock
+    return completed(lock, [witnesses[index] for index in range(len(lock.vin))])
+
+
+def complete_commit(plan: ContractPlan, role: Role, keys: AttemptKeys, peer_signature: bytes) -> bytes:
+    """The commit that `role` publishes, with which its publish secret becomes known to the peer."""
+    transactions = ContractTransactions(plan)
+    return _by_both(
+        plan,
+        {role: schnorr.sign(keys.fund, transactions.commit_hash), role.other: _open(peer_signature, keys.publish)},
+        tx=transactions.commit,
+        message=transactions.commit_hash,
+        leaf=transactions.lock_output.leaf,
+    )
+
+
+def complete_cet(
+    plan: ContractPlan, role: Role, fund_secret: bytes, outcome: Outcome, *, peer_signature: bytes, opening: bytes
+) -> bytes:
+    """The CET of an outcome; `opening` is the weighted sum of the oracle's scalars for its digits."""
+    transactions = ContractTransactions(plan)
+    message = transactions.cet_hash(outcome)
+    return _by_both(
+        plan,
+        {role: schnorr.sign(fund_secret, message), role.other: _open(peer_signature, opening)},
+        tx=transactions.cet(outcome),
+        message=message,
+        leaf=transactions.commit_output.leaf,
+    )
+
+
+def complete_refund(plan: ContractPlan, role: Role, fund_secret: bytes, peer_signature: bytes) -> bytes:
+    """The refund, from the peer's plain signature."""
+    transactions = ContractTransactions(plan)
+    return _by_both(
+        plan,
+        {role: schnorr.sign(fund_secret, transactions.refund_hash), role.other: peer_signature},
+        tx=transactions.refund,
+        message=transactions.refund_hash,
+        leaf=transactions.commit_output.leaf,
+    )
+
+
+def recover_publish_secret(plan: ContractPlan, role: Role, raw_commit: bytes, own_signature: bytes) -> bytes | None:
+    """The peer's publish secret, from its commit transaction and the adaptor signature that `role` gave it.
+
+    None if `role` published the commit itself: then its signature was not completed from the adaptor signature.
+    Raises `ValueError` for a transaction that is not this plan's commit.
+    """
+    tx = CTransaction.deserialize(raw_commit)
+    if txid(tx) != ContractTransactions(plan).commit_txid:
+        raise ValueError(f"transaction {txid(tx)[::-1].hex()} is not the commit of attempt {plan.index}")
+    taker, maker, *_ = tx.wit.vtxinwit[0].scriptWitness.stack
+    signature = bytes(maker if role is Role.MAKER else taker)
+    if signature[:32] != own_signature[1:33]:
+        return None
+    return adaptor.recover(own_signature, signature, plan.party(role.other).points.publish)
+
+
+def punish(
+    plan: ContractPlan,
+    wronged: Role,
+    fund_secret: bytes,
+    *,
+    publish_secret: bytes,
+    revoke_secret: bytes,
+    script: bytes,
+    fee: int,
+) -> bytes:
+    """Everything in a revoked commit to the wronged side's `script`, less `fee` satoshis.
+
+    Both secrets are the cheat's: `publish` recovered from its commit, `revoke` from when it was superseded.
+    """
+    transactions = ContractTransactions(plan)
+    leaf = transactions.commit_output.punish(wronged)
+    spent = transactions.commit_outputs[0]
+    tx = transactions.spend(FINAL, [TxOut(spent.value - fee, script)])
+    message = signature_hash(tx, 0, [spent], leaf_hash=leaf.hash)
+    cheat = curve.prvkey_tweak_add(publish_secret, revoke_secret)
+    witness = leaf.witness(schnorr.sign(fund_secret, message), schnorr.sign(cheat, message))
+    return completed(tx, [witness])
+
+
+def _by_both(
+    plan: ContractPlan, signatures: Mapping[Role, bytes], *, tx: CTransaction, message: bytes, leaf: Leaf
+) -> bytes:
+    """`tx` with both sides' signatures of its one input, once they are checked; the maker's is the leaf's first."""
+    for signer, signature in signatures.items():
+        if not schnorr.verify(_x(plan, signer), message, signature):
+            raise LocalError("bad_signature", f"the {signer.value}'s signature of {txid(tx)[::-1].hex()} is not valid")
+    return completed(tx, [leaf.witness(signatures[Role.MAKER], signatures[Role.TAKER])])
+
+
+def _open(signature: bytes, secret: bytes) -> bytes:
+    try:
+        return adaptor.decrypt(signature, secret)
+    except ValueError as error:
+        raise LocalError("bad_signature", str(error)) from None
+
+
+def _bad(sentence: str) -> RemoteProtocolError:
+    return RemoteProtocolError("bad_signature", sentence)
