@@ -1,0 +1,258 @@
+"""The wallet on BDK (bitcoindevkit.org): it derives, scans, persists and signs; this module says when, and where.
+
+BDK's calls block, so each runs in a worker thread, one at a time. Only the talk with the chain server, which may take
+long and changes nothing, goes on beside them and is abandoned when its caller is cancelled. BDK's Electrum client
+dials the node's own loopback endpoint (`node.chain.forward`). The database is a cache of the chain and of how many
+scripts were given out: if it is lost, the first sync rebuilds it from the seed.
+"""
+
+import base64
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import bdkpython as bdk
+import trio
+from bitcoin.core import CTransaction
+
+from node.clock import Clock
+from node.errors import NeedsUser
+from node.eventstore.interface import RunBlocking
+from node.wallet.address import NETWORKS
+from node.wallet.interface import (
+    GAP_LIMIT,
+    LOOKAHEAD,
+    Coin,
+    OutPoint,
+    Synced,
+    Wallet,
+    our_inputs,
+    parse_transaction,
+)
+from node.wallet.seed import Seed
+from protocols.contract.sighash import TxOut, string
+from protocols.errors import LocalError, WorldError
+
+BATCH = 50
+"""Requests that BDK sends at once."""
+TIMEOUT = 30
+"""Seconds that BDK waits for an answer."""
+
+
+class BdkWallet(Wallet):
+    """A wallet kept by BDK in a SQLite file. `open` makes one."""
+
+    def __init__(
+        self,
+        wallet: bdk.Wallet,
+        persister: bdk.Persister,
+        electrum: Callable[[], str],
+        clock: Clock,
+        run_blocking: RunBlocking,
+    ) -> None:
+        self._wallet = wallet
+        self._persister = persister
+        self._electrum = electrum
+        self._clock = clock
+        self._run_blocking = run_blocking
+        self._client: tuple[str, bdk.ElectrumClient] | None = None
+        self._turn = trio.Lock()
+        """Held around calls that change or read the wallet together, for milliseconds."""
+        self._syncing = trio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        seed: Seed,
+        network: str,
+        path: Path,
+        electrum: Callable[[], str],
+        *,
+        clock: Clock | None = None,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> "BdkWallet":
+        """The wallet of a seed on a network (``bitcoin``, ``signet``, ``regtest``), its database in the file `path`.
+
+        `electrum` is asked for ``host:port`` at each sync: the endpoint's port changes when its service restarts. What
+        it raises, `sync` raises. A database that is missing is made. Raises `NeedsUser` for one that is corrupt or of
+        another seed or network, `WorldError` when the disk refuses.
+        """
+        wallet, persister = await run_blocking(partial(_open, seed, network, path))
+        return cls(wallet, persister, electrum, clock or Clock(), run_blocking)
+
+    async def sync(self) -> None:
+        async with self._syncing:
+            started = self._clock.now()
+            # A wallet that never finished a scan knows no block but the first one.
+            first = self._wallet.latest_checkpoint().height == 0
+            request = (
+                self._wallet.start_full_scan() if first else self._wallet.start_sync_with_revealed_spks()
+            ).build()
+            update = await self._ask(request)
+            async with self._turn:
+                await self._run_blocking(partial(self._apply, update))
+            self._synced = Synced(started, self._wallet.latest_checkpoint().height)
+
+    async def new_address(self) -> str:
+        return str((await self._reveal(bdk.KeychainKind.EXTERNAL)).address)
+
+    async def new_script(self) -> bytes:
+        return bytes((await self._reveal(bdk.KeychainKind.INTERNAL)).address.script_pubkey().to_bytes())
+
+    async def is_mine(self, script: bytes) -> bool:
+        async with self._turn:
+            return await self._run_blocking(partial(self._is_mine, script))
+
+    async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+        async with self._turn:
+            return await self._run_blocking(partial(self._sign, parse_transaction(tx), prevouts))
+
+    async def _coins(self, height: int) -> list[Coin]:
+        async with self._turn:
+            return await self._run_blocking(partial(self._unspent, height))
+
+    async def _reveal(self, keychain: bdk.KeychainKind) -> bdk.AddressInfo:
+        async with self._turn:
+            return await self._run_blocking(partial(self._reveal_next, keychain))
+
+    async def _ask(self, request: bdk.FullScanRequest | bdk.SyncRequest) -> bdk.Update:
+        """What the chain server says to a request. BDK's client keeps what it fetched, so it serves for many."""
+        address = self._electrum()
+        # A client in use is in nobody's hands: if it fails or is abandoned, the next sync begins with another.
+        (dialled, client), self._client = self._client or (address, None), None
+
+        def ask() -> tuple[bdk.ElectrumClient, bdk.Update]:
+            asked = client
+            if asked is None or dialled != address:
+                asked = bdk.ElectrumClient(f"tcp://{address}", None, TIMEOUT, 0)
+            if isinstance(request, bdk.FullScanRequest):
+                return asked, asked.full_scan(request, GAP_LIMIT, BATCH, False)
+            return asked, asked.sync(request, BATCH, False)
+
+        try:
+            client, update = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+        except bdk.ElectrumError as error:
+            raise WorldError("electrum", f"chain server at {address}: {error!r}") from error
+        self._client = (address, client)
+        return update
+
+    # What follows runs in worker threads.
+
+    def _apply(self, update: bdk.Update) -> None:
+        try:
+            self._wallet.apply_update(update)
+        except bdk.CannotConnectError as error:
+            raise WorldError(
+                "wrong_chain", f"the chain server's blocks are not those of this network: {error!r}"
+            ) from error
+        self._persist()
+
+    def _persist(self) -> None:
+        try:
+            self._wallet.persist(self._persister)
+        except bdk.PersistenceError as error:
+            raise WorldError("wallet_disk", f"the wallet's database cannot be written: {error}") from error
+
+    def _reveal_next(self, keychain: bdk.KeychainKind) -> bdk.AddressInfo:
+        info = self._wallet.reveal_next_address(keychain)
+        self._persist()
+        return info
+
+    def _is_mine(self, script: bytes) -> bool:
+        return bool(self._wallet.is_mine(bdk.Script(script)))
+
+    def _output(self, outpoint: OutPoint) -> TxOut | None:
+        found = self._wallet.get_tx(bdk.Txid.from_bytes(outpoint.txid))
+        outputs = found.transaction.output() if found else []
+        if outpoint.vout >= len(outputs):
+            return None
+        output = outputs[outpoint.vout]
+        return TxOut(output.value.to_sat(), bytes(output.script_pubkey.to_bytes()))
+
+    def _unspent(self, height: int) -> list[Coin]:
+        coins = []
+        for output in self._wallet.list_unspent():
+            transaction = self._wallet.get_tx(output.outpoint.txid)
+            position = output.chain_position
+            coins.append(
+                Coin(
+                    bytes(output.outpoint.txid.serialize()),
+                    output.outpoint.vout,
+                    output.txout.value.to_sat(),
+                    bytes(output.txout.script_pubkey.to_bytes()),
+                    confirmations=height - position.confirmation_block_time.block_id.height + 1
+                    if position.is_confirmed()
+                    else 0,
+                    coinbase=transaction is not None and transaction.transaction.is_coinbase(),
+                )
+            )
+        return sorted(coins, key=lambda coin: coin.outpoint)
+
+    def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+        ours = our_inputs(tx, prevouts, self._output, self._is_mine)
+        psbt = bdk.Psbt(base64.b64encode(_psbt(tx, prevouts)).decode("ascii"))
+        self._wallet.sign(psbt, _SIGN)  # False while inputs of the peer lack signatures: look at ours instead
+        inputs = psbt.input()
+        witnesses = {index: tuple(bytes(item) for item in inputs[index].final_script_witness or ()) for index in ours}
+        if not all(witnesses.values()):
+            raise LocalError("not_signed", f"BDK did not sign all of our inputs {ours}")
+        return witnesses
+
+
+_SIGN = bdk.SignOptions(
+    trust_witness_utxo=True,  # taproot signatures commit to the values of all inputs
+    assume_height=None,
+    allow_all_sighashes=False,
+    try_finalize=True,
+    sign_with_tap_internal_key=True,
+    allow_grinding=False,
+)
+
+
+def _open(seed: Seed, network: str, path: Path) -> tuple[bdk.Wallet, bdk.Persister]:
+    kind = bdk.NetworkKind.MAIN if network == "bitcoin" else bdk.NetworkKind.TEST
+    key = bdk.DescriptorSecretKey(kind, bdk.Mnemonic.from_string(seed.words), None)
+    receive, change = (
+        bdk.Descriptor.new_bip86(key, keychain, kind)
+        for keychain in (bdk.KeychainKind.EXTERNAL, bdk.KeychainKind.INTERNAL)
+    )
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds no secret, but all of the owner's history
+        persister = bdk.Persister.new_sqlite(str(path))
+        try:
+            wallet = bdk.Wallet.load(receive, change, persister, LOOKAHEAD)
+        except bdk.LoadWithPersistError.CouldNotLoad:  # empty: new, or lost
+            wallet = bdk.Wallet(receive, change, NETWORKS[network], persister, LOOKAHEAD)
+    except OSError as error:
+        raise WorldError("wallet_disk", f"{path}: {error.strerror}") from error
+    # What BDK says of these may quote keys, so it stays out of the sentence and of the traceback.
+    except bdk.LoadWithPersistError.InvalidChangeSet:
+        raise _of_another(path) from None
+    except (bdk.PersistenceError, bdk.LoadWithPersistError, bdk.CreateWithPersistError):
+        raise NeedsUser(
+            f"{path}: the wallet's database cannot be read",
+            "check the disk, or move the file away: the wallet is rebuilt from the seed",
+            code="wallet_corrupt",
+        ) from None
+    if wallet.network() != NETWORKS[network]:
+        raise _of_another(path)
+    return wallet, persister
+
+
+def _of_another(path: Path) -> NeedsUser:
+    return NeedsUser(
+        f"{path}: the wallet's database belongs to another seed or network",
+        "give the node the seed that it belongs to, or move the file away",
+        code="wallet_of_another_seed",
+    )
+
+
+def _psbt(tx: CTransaction, prevouts: Sequence[TxOut]) -> bytes:
+    """The transaction as a PSBT (BIP174) that carries the spent output of every input, and nothing else."""
+    unsigned = CTransaction(tx.vin, tx.vout, tx.nLockTime, tx.nVersion).serialize()
+    parts = [b"psbt\xff", string(b"\x00"), string(unsigned), b"\x00"]
+    for prevout in prevouts:
+        parts += [string(b"\x01"), string(prevout.wire), b"\x00"]
+    return b"".join(parts) + b"\x00" * len(tx.vout)

@@ -1,0 +1,203 @@
+"""What the node asks of a wallet, whoever keeps it: `node.wallet.bdk` for real money, `node.wallet.pure` where a run
+must be repeatable. tests/test_wallet.py holds both to the same conduct.
+
+A wallet is account 0 of BIP86 (P2TR, key path only) of the node's seed. Money is integer satoshi; transaction ids are
+in internal byte order. What it knows of the chain is as old as its last `sync`. Which coins are reserved for setups
+under way is not its business: that follows from events, and the caller says it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence, Set
+from typing import NamedTuple
+
+import trio
+from attrs import frozen
+from bitcoin.core import CTransaction
+from bitcoin.core.serialize import SerializationError
+
+from node.wallet.selection import select
+from protocols.contract.funding import FundingInput
+from protocols.contract.sighash import TxOut
+from protocols.errors import LocalError, WorldError
+
+GAP_LIMIT = 200
+"""How many scripts in a row that the chain never saw end the first scan of a wallet rebuilt from its seed. The usual
+20 would lose coins: every setup that came to nothing used up scripts, and an attacked maker has many such."""
+LOOKAHEAD = 25
+"""How many scripts past the last one given out are recognised as ours."""
+COINBASE_MATURITY = 100
+"""Confirmations of a coinbase that may be spent in the next block."""
+
+
+class OutPoint(NamedTuple):
+    """An output: transaction id (internal byte order) and index."""
+
+    txid: bytes
+    vout: int
+
+
+@frozen
+class Coin:
+    """An output of ours that no transaction known to us spends, not even an unconfirmed one."""
+
+    txid: bytes
+    vout: int
+    value: int
+    script: bytes
+    confirmations: int
+    """0 in a mempool, 1 in the tip."""
+    coinbase: bool = False
+
+    @property
+    def outpoint(self) -> OutPoint:
+        return OutPoint(self.txid, self.vout)
+
+    @property
+    def spendable(self) -> bool:
+        """Confirmed, and mature if it is a coinbase."""
+        return self.confirmations >= (COINBASE_MATURITY if self.coinbase else 1)
+
+
+@frozen
+class Balance:
+    """Satoshis that could be spent now and that will be, and the moment at which this was so."""
+
+    confirmed: int
+    pending: int
+    """Unconfirmed coins and immature coinbases."""
+    as_of: float
+    """Seconds since 1970 on the wall clock, when the sync that saw this began."""
+    height: int
+    """Of the tip that it saw."""
+
+
+@frozen
+class Funding:
+    """Our coins for a lock, and where its change goes (if it has any: `protocols.contract.funding.change_value`)."""
+
+    inputs: tuple[FundingInput, ...]
+    change_script: bytes
+
+
+@frozen
+class Synced:
+    """When the wallet last looked at the chain, and the height of the tip it saw."""
+
+    as_of: float
+    height: int
+
+
+class Wallet(ABC):
+    """One account. Every method may raise `WorldError`; those that speak of coins do (``wallet_not_synced``) before
+    the first `sync`."""
+
+    _synced: Synced | None = None
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Learn what the chain and the mempool say of our scripts now.
+
+        Raises `WorldError` when the chain server cannot be reached or answers nonsense; what was known stays.
+        """
+
+    @abstractmethod
+    async def new_address(self) -> str:
+        """A fresh address for somebody to pay to, remembered before it is returned."""
+
+    @abstractmethod
+    async def new_script(self) -> bytes:
+        """A fresh P2TR script of ours for a payout or change, remembered before it is returned."""
+
+    @abstractmethod
+    async def is_mine(self, script: bytes) -> bool:
+        """Whether a script is one that we gave out, or one of the next `LOOKAHEAD`."""
+
+    async def coins(self) -> list[Coin]:
+        """All unspent outputs of ours, unconfirmed ones too, in order of their outpoints."""
+        return await self._coins(self._last_sync().height)
+
+    async def balance(self) -> Balance:
+        synced = self._last_sync()
+        coins = await self._coins(synced.height)
+        confirmed = sum(coin.value for coin in coins if coin.spendable)
+        return Balance(confirmed, sum(coin.value for coin in coins) - confirmed, synced.as_of, synced.height)
+
+    async def fund(self, needed: int, fee_rate: int, reserved: Set[OutPoint] = frozenset()) -> Funding:
+        """Coins worth `needed` satoshis and our share of the lock's own fee at `fee_rate` sat/vB, none of `reserved`.
+
+        Only confirmed, mature coins, at most 20 (`node.wallet.selection`). Nothing is reserved by this: two calls with
+        the same `reserved` answer alike. Raises `InsufficientFunds`.
+        """
+        coins = [
+            FundingInput(coin.txid, coin.vout, coin.value, coin.script)
+            for coin in await self.coins()
+            if coin.spendable and coin.outpoint not in reserved
+        ]
+        inputs = select(coins, needed, fee_rate)
+        return Funding(inputs, await self.new_script())
+
+    @abstractmethod
+    async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+        """Witnesses for those inputs of a transaction that are ours, by index.
+
+        `prevouts` are the outputs that all its inputs spend, in order; each signature (BIP86 key path,
+        SIGHASH_DEFAULT) commits to them. Coins that a known transaction spends are signed for too: replacing that
+        transaction needs it. What the transaction does is the caller's business; what it spends is ours: `LocalError`
+        (``not_our_coin``) if an input of ours is not known to us with this value and script.
+        """
+
+    @abstractmethod
+    async def _coins(self, height: int) -> list[Coin]:
+        """The coins, confirmations counted from a tip of that height."""
+
+    def _last_sync(self) -> Synced:
+        if self._synced is None:
+            raise WorldError("wallet_not_synced", "the wallet has not seen the chain since it was opened")
+        return self._synced
+
+
+def our_inputs(
+    tx: CTransaction,
+    prevouts: Sequence[TxOut],
+    output: Callable[[OutPoint], TxOut | None],
+    is_mine: Callable[[bytes], bool],
+) -> list[int]:
+    """Which inputs are ours to sign (`Wallet.sign`); `output` finds an output in the wallet's own transactions.
+
+    The outpoint and the script must both say so: with only one of them, somebody is being lied to.
+    """
+    if len(prevouts) != len(tx.vin):
+        raise LocalError("bad_prevouts", f"{len(prevouts)} outputs are given for {len(tx.vin)} inputs")
+    ours = []
+    for index, (txin, said) in enumerate(zip(tx.vin, prevouts, strict=True)):
+        known = output(OutPoint(txin.prevout.hash, txin.prevout.n))
+        known = known if known and is_mine(known.script) else None
+        if known is None and not is_mine(said.script):
+            continue
+        if known != said:
+            raise LocalError(
+                "not_our_coin",
+                f"input {index} is said to spend {said.value} sat at our script {said.script.hex()}, "
+                f"our own record says {f'{known.value} sat at {known.script.hex()}' if known else 'nothing'} of it",
+            )
+        ours.append(index)
+    return ours
+
+
+def parse_transaction(raw: bytes) -> CTransaction:
+    """A transaction from its bytes. Raises `LocalError` (``bad_transaction``)."""
+    try:
+        return CTransaction.deserialize(raw)
+    except (SerializationError, ValueError) as error:
+        raise LocalError("bad_transaction", f"{len(raw)} bytes are no transaction: {error}") from error
+
+
+async def run_wallet(
+    wallet: Wallet, *, every: float = 30.0, task_status: trio.TaskStatus[Wallet] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """A wallet's life as a service: up once it has seen the chain, then a `sync` every so many seconds."""
+    await wallet.sync()
+    task_status.started(wallet)
+    while True:
+        await trio.sleep(every)
+        await wallet.sync()

@@ -1,0 +1,157 @@
+"""The wallet in Python alone, for the simulator and for tests: no thread, no file, no randomness, so that a run with
+the same seed and the same chain is the same run."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from bitcoin.core import CTransaction
+
+from node.clock import Clock
+from node.wallet.address import to_address
+from node.wallet.bip86 import CHANGE, RECEIVE, Account
+from node.wallet.interface import (
+    GAP_LIMIT,
+    LOOKAHEAD,
+    Coin,
+    OutPoint,
+    Synced,
+    Wallet,
+    our_inputs,
+    parse_transaction,
+)
+from protocols.contract import schnorr
+from protocols.contract.sighash import TxOut, signature_hash
+
+
+class Tip(Protocol):
+    @property
+    def height(self) -> int: ...
+
+
+class ChainView(Protocol):
+    """What the wallet asks of the chain; `node.chain.electrum.ElectrumClient` is one."""
+
+    @property
+    def tip(self) -> Tip: ...
+
+    async def history(self, script: bytes) -> Sequence[tuple[bytes, int]]:
+        """Id and height (0 or less: in the mempool) of every transaction that pays to or spends from a script."""
+        ...
+
+    async def transaction(self, txid: bytes) -> bytes:
+        """The transaction with that id, serialized."""
+        ...
+
+
+class PureWallet(Wallet):
+    """A wallet that remembers nothing by itself: `revealed` says how many receive and change scripts earlier runs
+    gave out."""
+
+    def __init__(
+        self,
+        seed: bytes,
+        network: str,
+        chain: ChainView,
+        *,
+        clock: Clock | None = None,
+        revealed: Sequence[int] = (0, 0),
+    ) -> None:
+        """`seed` is the 64 bytes of BIP39, `network` ``bitcoin``, ``signet`` or ``regtest``."""
+        self._account = Account(seed, network)
+        self._network = network
+        self._chain = chain
+        self._clock = clock or Clock()
+        self._revealed = list(revealed)
+        self._derived = [0, 0]
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._transactions: dict[bytes, tuple[CTransaction, int]] = {}
+
+    @property
+    def revealed(self) -> tuple[int, int]:
+        """How many receive and change scripts have been given out, or were seen on the chain."""
+        return self._revealed[RECEIVE], self._revealed[CHANGE]
+
+    async def sync(self) -> None:
+        started = self._clock.now()
+        first = self._synced is None
+        while True:
+            tip = self._chain.tip
+            heights: dict[bytes, int] = {}
+            for chain in (RECEIVE, CHANGE):
+                heights |= await self._scan(chain, GAP_LIMIT if first else 0)
+            if self._chain.tip == tip:  # or else a block came in between, and part of the picture is older than it
+                break
+        known = self._transactions
+        self._transactions = {
+            txid: (known[txid][0] if txid in known else await self._fetch(txid), height)
+            for txid, height in heights.items()
+        }
+        self._synced = Synced(started, tip.height)
+
+    async def new_address(self) -> str:
+        return to_address(self._reveal(RECEIVE), self._network)
+
+    async def new_script(self) -> bytes:
+        return self._reveal(CHANGE)
+
+    async def is_mine(self, script: bytes) -> bool:
+        return self._is_mine(script)
+
+    async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+        transaction = parse_transaction(tx)
+        witnesses: dict[int, tuple[bytes, ...]] = {}
+        for index in our_inputs(transaction, prevouts, self._output, self._is_mine):
+            secret = self._account.secret(*self._places[prevouts[index].script])
+            witnesses[index] = (schnorr.sign(secret, signature_hash(transaction, index, prevouts)),)
+        return witnesses
+
+    async def _coins(self, height: int) -> list[Coin]:
+        spent = {(txin.prevout.hash, txin.prevout.n) for tx, _ in self._transactions.values() for txin in tx.vin}
+        return [
+            Coin(
+                txid,
+                vout,
+                txout.nValue,
+                bytes(txout.scriptPubKey),
+                confirmations=height - mined + 1 if mined > 0 else 0,
+                coinbase=tx.is_coinbase(),
+            )
+            for txid, (tx, mined) in sorted(self._transactions.items())
+            for vout, txout in enumerate(tx.vout)
+            if self._is_mine(bytes(txout.scriptPubKey)) and (txid, vout) not in spent
+        ]
+
+    async def _scan(self, chain: int, gap: int) -> dict[bytes, int]:
+        """Heights by id of the transactions of one chain's scripts: of all given out, and of `gap` unused ones more."""
+        heights: dict[bytes, int] = {}
+        index = unused = 0
+        while index < self._revealed[chain] or unused < gap:
+            history = await self._chain.history(self._account.script(chain, index))
+            heights |= dict(history)
+            unused = 0 if history else unused + 1
+            index += 1
+            if history:
+                self._revealed[chain] = max(self._revealed[chain], index)
+        return heights
+
+    async def _fetch(self, txid: bytes) -> CTransaction:
+        return parse_transaction(await self._chain.transaction(txid))
+
+    def _reveal(self, chain: int) -> bytes:
+        self._revealed[chain] += 1
+        return self._account.script(chain, self._revealed[chain] - 1)
+
+    def _is_mine(self, script: bytes) -> bool:
+        for chain in (RECEIVE, CHANGE):
+            for index in range(self._derived[chain], self._revealed[chain] + LOOKAHEAD):
+                self._places[self._account.script(chain, index)] = (chain, index)
+                self._derived[chain] = index + 1
+        return script in self._places
+
+    def _output(self, outpoint: OutPoint) -> TxOut | None:
+        if outpoint.txid not in self._transactions:
+            return None
+        outputs = self._transactions[outpoint.txid][0].vout
+        if outpoint.vout >= len(outputs):
+            return None
+        return TxOut(outputs[outpoint.vout].nValue, bytes(outputs[outpoint.vout].scriptPubKey))
