@@ -1,5 +1,8 @@
 """The embedded chain: what the kernel accepts, why it refuses, reorganisations, reopening."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from node.regtest.consensus import (
 )
 from protocols.errors import LocalError, WorldError
 
+ROOT = Path(__file__).parent.parent
 NEVER = b"\x00"
 
 
@@ -115,9 +119,11 @@ def test_a_longer_branch_replaces_the_tip_and_listeners_hear_of_it(chain: Chain)
         heard.extend((change.connected, change.height) for change in changes)
         assert all(change.transactions() for change in changes)
 
-    chain.mine_many(5)
-    fork = chain.block_hash(4)
     chain.listeners.append(listen)
+    chain.mine_many(5)
+    assert heard == [(True, height) for height in range(1, 6)]
+    heard.clear()
+    fork = chain.block_hash(4)
     one = chain.submit(chain.build(parent=fork))
     assert (heard, chain.height_of(one)) == ([], None)
     two = chain.submit(chain.build(parent=one))
@@ -135,6 +141,25 @@ def test_survives_being_closed_and_lets_nobody_else_in(tmp_path: Path) -> None:
         assert (chain.height, chain.tip) == (12, tip)
         assert [change.height for change in chain.blocks()] == list(range(1, 13))
         chain.mine()
+
+
+def test_survives_being_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from node.regtest.consensus import Chain; "
+        "chain = Chain(Path(sys.argv[1])); chain.mine_many(5); print(chain.tip.hex(), flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for height in (5, 10):
+        killed = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT
+        )
+        assert killed.returncode == -signal.SIGKILL
+        tip = bytes.fromhex(killed.stdout)
+        # as if it was killed in the middle of writing, too
+        with (tmp_path / "journal").open("ab") as journal:
+            journal.write(b"\xff\x00\x00\x00half")
+        with Chain(tmp_path) as chain:
+            assert (chain.height, chain.tip) == (height, tip)
 
 
 def test_scripts_run_outside_a_block(chain: Chain) -> None:

@@ -112,9 +112,7 @@ def check_scripts(raw: bytes, spent: Sequence[TxOut]) -> None:
     outputs = [pbk.TransactionOutput(script, o.value) for script, o in zip(scripts, spent, strict=True)]
     shared = pbk.script.PrecomputedTransactionData(transaction, outputs)
     for index, output in enumerate(spent):
-        if not scripts[index].verify(
-            output.value, transaction, shared, index, pbk.ScriptVerificationFlags.ALL
-        ):
+        if not scripts[index].verify(output.value, transaction, shared, index, pbk.ScriptVerificationFlags.ALL):
             raise ScriptRefused(index)
 
 
@@ -148,6 +146,8 @@ class Chain:
             said = self._reason("] ") or str(error)
             raise WorldError("chain_directory", f"cannot open the chain in {datadir}: {said}") from error
         self._active = self._manager.get_active_chain()
+        self._journal = (datadir / "journal").open("a+b")
+        self._replay()
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +160,7 @@ class Chain:
     def close(self) -> None:
         """Flush to disk and give the data directory free. Nothing else may be called afterwards."""
         self.listeners.clear()
+        self._journal.close()
         # the kernel closes when the last reference goes
         del self._active, self._manager, self._connection
 
@@ -259,7 +260,7 @@ class Chain:
         self._log.clear()
         self._refused = False
         try:
-            self._manager.process_block(pbk.Block(block))
+            new = self._manager.process_block(pbk.Block(block))
         except pbk.ProcessBlockException as error:
             raise BlockRejected(self._reason("FAILED (") or str(error)) from error
         except RuntimeError as error:
@@ -270,6 +271,9 @@ class Chain:
                 listener(changes)
         if self._refused:
             raise BlockRejected(self._reason("failed, ") or self._reason("error: ") or "invalid")
+        if new:
+            self._journal.write(struct.pack("<I", len(block)) + block)
+            self._journal.flush()
         return bytes(Hash(block[:80]))
 
     def mine(
@@ -287,6 +291,22 @@ class Chain:
         for _ in range(count):
             self.mine(script=script)
 
+    def _replay(self) -> None:
+        """Give the kernel again what it had not written to disk: killed, it forgets hundreds of blocks."""
+        self._journal.seek(0)
+        end = 0
+        while len(length := self._journal.read(4)) == 4:
+            block = self._journal.read(struct.unpack("<I", length)[0])
+            try:
+                if self.height_of(Hash(block[:80])) is None:
+                    self._manager.process_block(pbk.Block(block))
+            except (pbk.ProcessBlockException, RuntimeError):
+                break
+            end = self._journal.tell()
+        self._journal.truncate(end)
+        self._journal.seek(end)
+        self._changes.clear()
+
     # From the kernel
 
     def _on_line(self, line: str) -> None:
@@ -297,7 +317,9 @@ class Chain:
             self._refused = True
 
     def _on_change(self, connected: bool, block: "pbk.Block", entry: "pbk.BlockTreeEntry") -> None:
-        self._changes.append(BlockChange(connected, int(entry.height), bytes(block.block_hash), bytes(block)))
+        if entry.height:  # a new directory's first block is preceded by the genesis block, which is always there
+            change = BlockChange(connected, int(entry.height), bytes(block.block_hash), bytes(block))
+            self._changes.append(change)
 
     def _reason(self, before: str) -> str | None:
         """The rest of the last log line that holds `before`: the kernel gives its reasons in no other way."""
@@ -312,9 +334,7 @@ class Chain:
         try:
             return self._manager.block_tree_entries[pbk.BlockHash(block_hash)]
         except KeyError:
-            raise LocalError(
-                "unknown_block", f"the chain does not know the block {block_hash[::-1].hex()}"
-            ) from None
+            raise LocalError("unknown_block", f"the chain does not know the block {block_hash[::-1].hex()}") from None
 
     def _checked(self, height: int) -> int:
         if not 0 <= height <= self.height:
