@@ -39,6 +39,12 @@ class Signatures:
         return self.cets[outcome.event][start : start + adaptor.SIZE]
 
 
+@lru_cache(maxsize=16)
+def transactions_of(plan: ContractPlan) -> ContractTransactions:
+    """The transactions of a plan, kept for the next calls about the same plan in this process."""
+    return ContractTransactions(plan)
+
+
 @lru_cache(maxsize=64)
 def anticipation(announcement: Announcement) -> Anticipation:
     """The points of an event, shared by all contracts of this process that name it; call it to build them ahead."""
@@ -51,7 +57,7 @@ def _x(plan: ContractPlan, role: Role) -> bytes:
 
 def sign_contract(plan: ContractPlan, role: Role, fund_secret: bytes) -> Signatures:
     """All signatures of CETs and refund that `role` gives to its peer."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     signer = adaptor.Signer(fund_secret)
     cets = []
     for announcement, outcomes in zip(plan.announcements, transactions.by_event, strict=True):
@@ -65,7 +71,7 @@ def verify_contract(plan: ContractPlan, signer: Role, signatures: Signatures) ->
 
     Raises `RemoteProtocolError` "bad_signature" naming the first that is not.
     """
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     if not schnorr.verify(_x(plan, signer), transactions.refund_hash, signatures.refund):
         raise _bad("the refund signature is not valid")
     if len(signatures.cets) != len(plan.announcements):
@@ -85,13 +91,13 @@ def verify_contract(plan: ContractPlan, signer: Role, signatures: Signatures) ->
 
 def sign_commit(plan: ContractPlan, role: Role, fund_secret: bytes) -> bytes:
     """`role`'s adaptor signature of the commit, 65 bytes, encrypted to its peer's publish point."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     return adaptor.sign(fund_secret, transactions.commit_hash, plan.party(role.other).points.publish)
 
 
 def verify_commit(plan: ContractPlan, signer: Role, signature: bytes) -> None:
     """Refuse a commit signature that we could not complete. Raises `RemoteProtocolError` "bad_signature"."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     publish = plan.party(signer.other).points.publish
     if not adaptor.verify(_x(plan, signer), transactions.commit_hash, publish, signature):
         raise _bad("the commit signature is not valid")
@@ -99,7 +105,7 @@ def verify_commit(plan: ContractPlan, signer: Role, signature: bytes) -> None:
 
 def verify_lock_witness(plan: ContractPlan, index: int, witness: Sequence[bytes]) -> None:
     """Refuse a witness of the lock's input `index`. Raises `RemoteProtocolError` "bad_witness"."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     check_witness(transactions.lock, index, transactions.lock_prevouts, witness)
 
 
@@ -109,13 +115,13 @@ def verify_lock_witness(plan: ContractPlan, index: int, witness: Sequence[bytes]
 
 def complete_lock(plan: ContractPlan, witnesses: Mapping[int, Sequence[bytes]]) -> bytes:
     """The lock with the witnesses of all its inputs, by index."""
-    lock = ContractTransactions(plan).lock
+    lock = transactions_of(plan).lock
     return completed(lock, [witnesses[index] for index in range(len(lock.vin))])
 
 
 def complete_commit(plan: ContractPlan, role: Role, keys: AttemptKeys, peer_signature: bytes) -> bytes:
     """The commit that `role` publishes, with which its publish secret becomes known to the peer."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     return _by_both(
         plan,
         {role: schnorr.sign(keys.fund, transactions.commit_hash), role.other: _open(peer_signature, keys.publish)},
@@ -129,7 +135,7 @@ def complete_cet(
     plan: ContractPlan, role: Role, fund_secret: bytes, outcome: Outcome, *, peer_signature: bytes, opening: bytes
 ) -> bytes:
     """The CET of an outcome; `opening` is the weighted sum of the oracle's scalars for its digits."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     message = transactions.cet_hash(outcome)
     return _by_both(
         plan,
@@ -142,7 +148,7 @@ def complete_cet(
 
 def complete_refund(plan: ContractPlan, role: Role, fund_secret: bytes, peer_signature: bytes) -> bytes:
     """The refund, from the peer's plain signature."""
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     return _by_both(
         plan,
         {role: schnorr.sign(fund_secret, transactions.refund_hash), role.other: peer_signature},
@@ -159,7 +165,7 @@ def recover_publish_secret(plan: ContractPlan, role: Role, raw_commit: bytes, ow
     Raises `ValueError` for a transaction that is not this plan's commit.
     """
     tx = CTransaction.deserialize(raw_commit)
-    if txid(tx) != ContractTransactions(plan).commit_txid:
+    if txid(tx) != transactions_of(plan).commit_txid:
         raise ValueError(f"transaction {txid(tx)[::-1].hex()} is not the commit of attempt {plan.index}")
     taker, maker, *_ = tx.wit.vtxinwit[0].scriptWitness.stack
     signature = bytes(maker if role is Role.MAKER else taker)
@@ -182,7 +188,7 @@ def punish(
 
     Both secrets are the cheat's: `publish` recovered from its commit, `revoke` from when it was superseded.
     """
-    transactions = ContractTransactions(plan)
+    transactions = transactions_of(plan)
     leaf = transactions.commit_output.punish(wronged)
     spent = transactions.commit_outputs[0]
     tx = transactions.spend(FINAL, [TxOut(spent.value - fee, script)])

@@ -4,7 +4,7 @@ Source: contract.md, "Transactions", "Fees", "Byte level". The lock has version 
 0; outputs are the maker's, then the taker's. Transaction ids are in internal byte order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 from attrs import frozen
@@ -19,7 +19,7 @@ from .outcomes import Outcome, outcomes
 from .payout import Payout
 from .scripts import ANCHOR_SCRIPT, ANCHOR_VALUE, CommitOutput, LockOutput, commit_output, lock_output
 from .sighash import LeafSpend, TxOut, signature_hash
-from .terms import Role, Terms
+from .terms import Role, Side, Terms
 
 FINAL = 0xFFFFFFFD
 """The sequence of inputs without a relative lock; it lets the fee be bumped."""
@@ -75,6 +75,7 @@ class ContractTransactions:
         self.lock_value = terms.pool + later_fees(terms.fee_rate, *payout_scripts)
         self.commit_value = terms.pool + spend_fee(terms.fee_rate, *payout_scripts)
         """Satoshis of the commit output."""
+        self._hashes: dict[tuple[int, int], bytes] = {}  # most CETs of the liquidation regions are alike
 
     # The lock
 
@@ -151,28 +152,26 @@ class ContractTransactions:
             events[outcome.event].append(outcome)
         return tuple(map(tuple, events))
 
-    def payout_outputs(self, payouts: Mapping[Role, int]) -> tuple[TxOut, ...]:
-        """Outputs of the pool's division: a payout below DUST is left out and the other side gets the pool."""
-        for role in Role:
-            if payouts[role] < DUST:
-                return (TxOut(self.plan.terms.pool, self.plan.party(role.other).payout_script),)
-        return tuple(TxOut(payouts[role], self.plan.party(role).payout_script) for role in Role)
+    def outputs(self, long: int) -> tuple[TxOut, ...]:
+        """The outputs that pay `long` satoshis to the long and the rest of the pool to the short.
 
-    def outputs(self, outcome: Outcome) -> tuple[TxOut, ...]:
-        """The outputs of an outcome's CET."""
-        return self.payout_outputs(self.payout.split(outcome.long))
+        A payout below DUST is left out and the other side gets the pool.
+        """
+        rest = self.payout.pool - long
+        maker, taker = (long, rest) if self.plan.terms.maker_side is Side.LONG else (rest, long)
+        if maker < DUST:
+            return (TxOut(self.payout.pool, self.plan.taker.payout_script),)
+        if taker < DUST:
+            return (TxOut(self.payout.pool, self.plan.maker.payout_script),)
+        return TxOut(maker, self.plan.maker.payout_script), TxOut(taker, self.plan.taker.payout_script)
 
     def cet(self, outcome: Outcome) -> CTransaction:
-        return self.spend(outcome.timelock(self.plan.terms), self.outputs(outcome))
-
-    @cached_property
-    def refund_outputs(self) -> tuple[TxOut, ...]:
-        return self.payout_outputs(self.payout.refund())
+        return self.spend(outcome.timelock(self.plan.terms), self.outputs(outcome.long))
 
     @cached_property
     def refund(self) -> CTransaction:
         """Margins and accounts back, if the oracle never speaks."""
-        return self.spend(self.plan.terms.timelocks.refund, self.refund_outputs)
+        return self.spend(self.plan.terms.timelocks.refund, self.outputs(self._refund_long))
 
     def spend(self, sequence: int, spent_to: Sequence[TxOut]) -> CTransaction:
         """A transaction that spends the commit output; `sequence` is its relative lock in blocks, or FINAL."""
@@ -180,11 +179,21 @@ class ContractTransactions:
 
     def cet_hash(self, outcome: Outcome) -> bytes:
         """What both sign to spend the commit by an outcome's CET."""
-        return self._spends[outcome.timelock(self.plan.terms)].hash(self.outputs(outcome))
+        return self._hash(outcome.timelock(self.plan.terms), outcome.long)
+
+    @property
+    def refund_hash(self) -> bytes:
+        return self._hash(self.plan.terms.timelocks.refund, self._refund_long)
+
+    def _hash(self, sequence: int, long: int) -> bytes:
+        message = self._hashes.get((sequence, long))
+        if message is None:
+            message = self._hashes[sequence, long] = self._spends[sequence].hash(self.outputs(long))
+        return message
 
     @cached_property
-    def refund_hash(self) -> bytes:
-        return self._spends[self.plan.terms.timelocks.refund].hash(self.refund_outputs)
+    def _refund_long(self) -> int:
+        return self.payout.long(self.plan.terms.opening_price)
 
     @cached_property
     def _spends(self) -> dict[int, LeafSpend]:
