@@ -1,0 +1,381 @@
+"""The configuration of a maker, a taker or a regtest world: TOML files, then the environment, then flags; later wins.
+
+Every problem is one `ConfigError` of one line that says where (the flag, the variable, or the file and key) and what is
+allowed. The three layers are merged here, and not by pydantic-settings, because that forgets which of them a value came
+from and lets misspelt variables pass.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from attrs import frozen
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from node.clock import Clock
+from node.errors import ConfigError
+from protocols.errors import LocalError
+
+PREFIX = "CFDNODE_"
+"""Of the environment's variables: ``CFDNODE_DATA``, ``CFDNODE_ORACLE__URL``; lists are separated by commas."""
+
+GENESIS = {
+    "regtest": "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206",
+    "signet": "00000008819873e925422c1ff0f99f7cc9bbb232af63a077a480a3633bee1ef6",
+}
+
+Tree = dict[str, Any]
+
+
+@frozen
+class HostPort:
+    """``host:port``, an IPv6 host in brackets."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: object) -> "HostPort":
+        if isinstance(text, cls):
+            return text
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", str(text))
+        if match is None or int(match[3]) > 65535:
+            raise ValueError("is not host:port, with a port of 0 to 65535 and IPv6 hosts in brackets")
+        return cls(match[1] or match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def _loopback(text: object) -> HostPort:
+    address = HostPort.parse(text)
+    if address.host not in ("127.0.0.1", "localhost"):
+        raise ValueError("is not an address of this machine alone; the API is served on 127.0.0.1 only")
+    return HostPort("127.0.0.1", address.port)
+
+
+def _network(name: object) -> object:
+    if name not in GENESIS:
+        raise ValueError("is not a network that this version knows; allowed are regtest and signet")
+    return name
+
+
+def _key(text: object) -> object:
+    if not (isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text)):
+        raise ValueError("is not 64 hex digits in lower case")
+    return text
+
+
+def _url(text: object) -> object:
+    if not (isinstance(text, str) and re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text)):
+        raise ValueError("is not http://host[:port][/path] or https://…")
+    return text.rstrip("/")
+
+
+class _Sentence(ValueError):
+    """What is wrong with a value, as a sentence that shows the value itself."""
+
+
+def _electrum_server(text: object) -> str:
+    from node.chain.servers import ServerAddress
+
+    return _parsed(ServerAddress.parse, text)
+
+
+def _peer_address(text: object) -> str:
+    from node.network.address import PeerAddress
+
+    return _parsed(PeerAddress.parse, text)
+
+
+def _parsed(parse: Callable[[str], object], value: object) -> str:
+    text = str(value)
+    try:
+        parse(text)
+    except LocalError as error:
+        raise _Sentence(error.sentence) from None
+    return text
+
+
+def _whole(number: object) -> object:
+    if isinstance(number, bool | float):
+        raise ValueError("is not a whole number")
+    return number
+
+
+def _list(value: object) -> object:
+    """A single value where several may stand; from the environment, separated by commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
+LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
+Key = Annotated[str, BeforeValidator(_key)]
+Url = Annotated[str, BeforeValidator(_url)]
+Network = Annotated[Literal["regtest", "signet"], BeforeValidator(_network)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ElectrumServers = Annotated[
+    tuple[Annotated[str, BeforeValidator(_electrum_server)], ...], BeforeValidator(_list), Field(min_length=1)
+]
+PeerAddresses = Annotated[tuple[Annotated[str, BeforeValidator(_peer_address)], ...], BeforeValidator(_list)]
+Leverages = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class ClockTable(_Table):
+    """How the calendar of the oracle's events passes; on regtest only."""
+
+    hour: Seconds = 3600.0
+    anchor: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+
+
+class OracleTable(_Table):
+    url: Url
+    announcement_key: Key
+    """x-only, of the signature on announcements."""
+    attestation_key: Key
+    """x-only, of the attested digits."""
+    scheme: Literal["olivia-v1"] = "olivia-v1"
+
+
+class FeeRateTable(_Table):
+    """Whole satoshis per virtual byte for a new position's transactions, when the chain's estimate says nothing
+    (`default`), and the bounds within which an estimate is believed."""
+
+    default: Annotated[int, BeforeValidator(_whole), Field(ge=2)] = 2
+    lowest: Annotated[int, BeforeValidator(_whole), Field(ge=2)] = 2
+    highest: Annotated[int, BeforeValidator(_whole), Field(ge=2)] = 500
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FeeRateTable":
+        if not self.lowest <= self.default <= self.highest:
+            raise _Sentence(f"lowest {self.lowest} ≤ default {self.default} ≤ highest {self.highest} does not hold")
+        return self
+
+
+class RegtestTable(_Table):
+    """What a regtest world says of itself in its ``world.toml``."""
+
+    control: Url
+    """Its HTTP control: funds, blocks, prices."""
+
+
+class LogTable(_Table):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class NodeConfig(_Table):
+    """What a maker and a taker have in common."""
+
+    network: Network
+    data: Path
+    """The data directory: seed, store, wallet, API token."""
+    electrum: ElectrumServers
+    oracle: OracleTable
+    api: LoopbackAddress
+    clock: ClockTable = ClockTable()
+    fee_rate: FeeRateTable = FeeRateTable()
+    log: LogTable = LogTable()
+    genesis: Key = ""
+    """The hash of the chain's first block; of the network unless said otherwise."""
+    regtest: RegtestTable | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Tree) -> Tree:
+        network = values.get("network")
+        if isinstance(network, str) and network in GENESIS:
+            values = {"genesis": GENESIS[network], **values}
+        return values
+
+    @field_validator("clock", "regtest")
+    @classmethod
+    def _regtest_only(cls, table: _Table, info: ValidationInfo) -> _Table:
+        if info.data.get("network", "regtest") != "regtest":
+            raise _Sentence(f"this table is allowed on regtest only, and the network is {info.data['network']}")
+        return table
+
+    def make_clock(self) -> Clock:
+        return Clock(hour=self.clock.hour, anchor=self.clock.anchor)
+
+
+class MakerConfig(NodeConfig):
+    data: Path = Path("~/.cfdnode/maker")
+    api: LoopbackAddress = HostPort("127.0.0.1", 9811)
+    listen: Address = HostPort("127.0.0.1", 9810)
+    """Where takers connect."""
+    public: Address | None = None
+    """What takers are told to dial, if it is not `listen`."""
+    lot: Positive = 100
+    """Quantities are multiples of this many contracts."""
+    leverages: Leverages = (1, 2, 3, 5, 10)
+    """What takers may choose."""
+    own_leverage: Positive = 1
+    max_quantity: Positive = 100_000
+    """Of one order, in contracts."""
+    max_exposure: Positive = 1_000_000
+    """Contracts of one side less those of the other, over all positions, that further orders may reach."""
+    accept: Literal["auto", "manual"] = "auto"
+    """Orders within the offer and the limits are accepted at once, or wait for a word through the API."""
+
+
+class TakerConfig(NodeConfig):
+    data: Path = Path("~/.cfdnode/taker")
+    api: LoopbackAddress = HostPort("127.0.0.1", 9821)
+    makers: PeerAddresses = ()
+
+
+class WorldConfig(_Table):
+    """A regtest world: see `node.regtest.world`."""
+
+    data: Path = Path("~/.cfdnode/regtest")
+    hour: Seconds = 3600.0
+    """Seconds that an hour takes; a block comes every sixth of it."""
+    prices: Path | None = None
+    """A file with the price path."""
+    seed: Whole = 1
+    """Of the random walk, when there is no file."""
+    electrum_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
+    oracle_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
+    control_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
+    log: LogTable = LogTable()
+
+
+Config = TypeVar("Config", bound=_Table)
+
+
+def load(
+    kind: type[Config],
+    *,
+    files: Sequence[Path] = (),
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Config:
+    """The configuration of files (later ones win), environment and flags.
+
+    `flags` maps dotted keys to values, None for a flag that was not given. Raises `ConfigError`. Nothing is touched.
+    """
+    merged: Tree = {}
+    origin: dict[tuple[str, ...], str] = {}
+    for path in files:
+        _merge(merged, _read(path), origin, partial(_in_file, path))
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(PREFIX):
+            keys = tuple(name.removeprefix(PREFIX).lower().split("__"))
+            if not _is_field(kind, keys):
+                raise ConfigError(f"{name}: there is no such setting for the environment to set")
+            _merge(merged, _nest(keys, value), origin, partial(_by_name, name))
+    for dotted, given in (flags or {}).items():
+        if given is not None:
+            flag = "--" + dotted.replace(".", "-").replace("_", "-")
+            _merge(merged, _nest(tuple(dotted.split(".")), given), origin, partial(_by_name, flag))
+    try:
+        config = kind.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, origin)) from None
+    data: Path = getattr(config, "data")  # noqa: B009 - every kind has it, the base class does not
+    return config.model_copy(update={"data": data.expanduser()})
+
+
+def _read(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _in_file(path: Path, keys: tuple[str, ...]) -> str:
+    return f"{path}: {'.'.join(keys)}"
+
+
+def _by_name(name: str, _keys: tuple[str, ...]) -> str:
+    return name
+
+
+def _merge(
+    into: Tree,
+    layer: Tree,
+    origin: dict[tuple[str, ...], str],
+    name: Callable[[tuple[str, ...]], str],
+    at: tuple[str, ...] = (),
+) -> None:
+    for key, value in layer.items():
+        keys = (*at, key)
+        origin[keys] = name(keys)
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, origin, name, keys)
+        elif isinstance(value, dict):
+            into[key] = {}
+            _merge(into[key], value, origin, name, keys)
+        else:
+            into[key] = value
+
+
+def _nest(keys: tuple[str, ...], value: object) -> Tree:
+    for key in reversed(keys):
+        value = {key: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _is_field(kind: type[BaseModel], keys: tuple[str, ...]) -> bool:
+    field = kind.model_fields.get(keys[0])
+    if field is None:
+        return False
+    table = field.annotation
+    for option in (table, *getattr(table, "__args__", ())):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return len(keys) > 1 and _is_field(option, keys[1:])
+    return len(keys) == 1
+
+
+def _one_line(error: ValidationError, origin: Mapping[tuple[str, ...], str]) -> str:
+    """The first problem: where it stands, the value, what is wrong; and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    keys = tuple(str(key) for key in first["loc"])
+    known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in origin), ())
+    where = origin.get(known) or ".".join(keys)
+    match first["type"]:
+        case "missing":
+            *tables, _ = keys
+            inside = f"{origin[tuple(tables)]}: " if tuple(tables) in origin else ""
+            what = f"{inside}{'.'.join(keys)} is needed and not set (flag, {_variable(keys)}, or configuration file)"
+            where = ""
+        case "extra_forbidden":
+            what = "there is no such setting"
+        case "value_error":
+            text = str(first["ctx"]["error"])
+            what = text if isinstance(first["ctx"]["error"], _Sentence) else f"{first['input']!r} {text}"
+        case _:
+            what = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return " ".join(f"{where}: {what}{more}".removeprefix(": ").split())
+
+
+def _variable(keys: Sequence[str]) -> str:
+    return PREFIX + "__".join(keys).upper()
