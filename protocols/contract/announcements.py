@@ -6,11 +6,14 @@ attestation's scalars are secret until the oracle publishes them, and then known
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
-from .numbers import DIGITS, tagged_hash
+from .numbers import DIGITS, PRICE_LIMIT, tagged_hash
+
+Point = Any
+"""A libsecp256k1 public key object; cffi's types have no names that a type checker knows."""
 
 _ID = re.compile(
     rf"/x/BitMEX/BXBT/(\d{{4}})-(\d{{2}})-(\d{{2}})T(\d{{2}}):(\d{{2}}):(\d{{2}})\.price\?n={DIGITS}", re.ASCII
@@ -65,8 +68,8 @@ class Scheme(Protocol):
         """The price and scalars that the answer claims, not yet verified; None if it holds no attestation yet."""
         ...
 
-    def digit_point(self, announcement: Announcement, index: int, digit: int) -> bytes:
-        """S(i, b), 33 bytes: the point whose logarithm the oracle reveals if digit `index` is `digit`."""
+    def digit_point(self, announcement: Announcement, index: int, digit: int) -> Point:
+        """S(i, b), new: the point whose logarithm the oracle reveals if digit `index` is `digit`."""
         ...
 
     def weight(self, announcement: Announcement, index: int) -> int:
@@ -108,6 +111,13 @@ def _days(year: int, month: int, day: int) -> int:
     months = (31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
     before = year - 1
     return before * 365 + before // 4 - before // 100 + before // 400 - 719_162 + sum(months[: month - 1]) + day - 1
+
+
+def price_digits(price: int) -> str:
+    """The binary digits that an oracle attests for a price, highest first."""
+    if price < 0:
+        raise ValueError(f"price is {price}, allowed is 0 or more")
+    return f"{min(price, PRICE_LIMIT - 1):0{DIGITS}b}"
 
 
 def announcements_hash(announcements: Sequence[Announcement]) -> bytes:

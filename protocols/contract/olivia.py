@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from attrs import frozen
-from btclib_secp256k1 import keys, ssa, xonly
+from btclib_secp256k1 import ffi, keys, lib, ssa, xonly
+from btclib_secp256k1.context import ctx
 
 from ..errors import WorldError
-from .announcements import Announcement, event_id, event_time, timestamp
+from .announcements import Announcement, Point, event_id, event_time, price_digits, timestamp
 from .numbers import DIGITS, ORDER, PRICE_LIMIT, tagged_hash
 
 _SIGNED = b"DLC/announcement".ljust(64, b"\0")
@@ -78,10 +79,11 @@ class Olivia:
                 "bad_attestation", f"the oracle's attestation of {announcement.id} is refused: {error}"
             ) from None
 
-    def digit_point(self, announcement: Announcement, index: int, digit: int) -> bytes:
-        nonce = b"\x02" + announcement.nonces[index]
-        point = keys.pubkey_sum([b"\x02" + announcement.key, *[nonce] * (digit + 1)])
-        if point is None:
+    def digit_point(self, announcement: Announcement, index: int, digit: int) -> Point:
+        key, nonce = _lift(announcement.key), _lift(announcement.nonces[index])
+        terms = (key, nonce, nonce) if digit else (key, nonce)
+        point = ffi.new("secp256k1_pubkey *")
+        if not lib.secp256k1_ec_pubkey_combine(ctx, point, terms, len(terms)):
             raise WorldError("bad_announcement", f"nonce {index} of {announcement.id} cancels the oracle's key")
         return point
 
@@ -90,6 +92,12 @@ class Olivia:
 
 
 OLIVIA = Olivia()
+
+
+@lru_cache(maxsize=1024)
+def _lift(x: bytes) -> Point:
+    """The point with even y; shared, so not to be changed."""
+    return keys.parse(b"\x02" + x)
 
 
 @lru_cache(maxsize=256)
@@ -128,11 +136,6 @@ def attest(
         "time": timestamp(event),
     }
     return _body(event, nonces, attestation_secret, announcement_secret, attestation)
-
-
-def price_digits(price: int) -> str:
-    """The binary digits that an oracle attests for a price, highest first."""
-    return f"{min(price, PRICE_LIMIT - 1):0{DIGITS}b}"
 
 
 def _body(

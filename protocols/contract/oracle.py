@@ -4,7 +4,6 @@ Everything here is the same for every scheme; `SCHEMES` names those there are, a
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from btclib_secp256k1 import ffi, keys, lib
 from btclib_secp256k1.context import ctx
@@ -13,13 +12,15 @@ from ..errors import WorldError
 from .announcements import (
     Announcement,
     Attestation,
+    Point,
     Scheme,
     announcements_hash,
     event_id,
     event_time,
+    price_digits,
 )
 from .numbers import DIGITS, ORDER
-from .olivia import OLIVIA, announce, attest, price_digits
+from .olivia import OLIVIA, announce, attest
 
 __all__ = [
     "SCHEMES",
@@ -39,8 +40,6 @@ __all__ = [
 ]
 
 SCHEMES: Mapping[str, Scheme] = {OLIVIA.name: OLIVIA}
-
-_Point = Any  # a libsecp256k1 point; cffi's types have no names that a checker knows
 
 
 def parse_announcement(
@@ -66,7 +65,7 @@ def parse_attestation(raw: bytes, announcement: Announcement) -> Attestation | N
     price, scalars = claimed
     for index, (scalar, digit) in enumerate(zip(scalars, price_digits(price), strict=True)):
         point = scheme.digit_point(announcement, index, int(digit))
-        if not keys.prvkey_verify(scalar) or keys.pubkey_from_prvkey(scalar) != point:
+        if not keys.prvkey_verify(scalar) or keys.pubkey_from_prvkey(scalar) != keys.serialize(point):
             raise WorldError(
                 "bad_attestation",
                 f"the oracle's attestation of {announcement.id} is refused: "
@@ -97,8 +96,8 @@ class Anticipation:
     def __init__(self, announcement: Announcement) -> None:
         self.announcement = announcement
         self._scheme = SCHEMES[announcement.scheme]
-        self._digit_points: dict[tuple[int, str], _Point] = {}
-        self._sums: dict[str, _Point] = {}
+        self._digit_points: dict[tuple[int, str], Point] = {}
+        self._sums: dict[str, Point] = {}
         self._points: dict[str, bytes] = {}
 
     def point(self, digits: str) -> bytes:
@@ -110,7 +109,7 @@ class Anticipation:
             point = self._points[digits] = keys.serialize(self._sum(digits))
         return point
 
-    def _sum(self, digits: str) -> _Point:
+    def _sum(self, digits: str) -> Point:
         last = self._digit_point(len(digits) - 1, digits[-1])
         if len(digits) == 1:
             return last
@@ -122,10 +121,10 @@ class Anticipation:
                 raise WorldError("bad_announcement", f"the points of {self.announcement.id} cancel each other")
         return total
 
-    def _digit_point(self, index: int, digit: str) -> _Point:
+    def _digit_point(self, index: int, digit: str) -> Point:
         point = self._digit_points.get((index, digit))
         if point is None:
-            point = keys.parse(self._scheme.digit_point(self.announcement, index, int(digit)))
+            point = self._scheme.digit_point(self.announcement, index, int(digit))
             weight = self._scheme.weight(self.announcement, index).to_bytes(32, "big")
             # variable time is fine: weights and points are public
             if not lib.secp256k1_ec_pubkey_tweak_mul(ctx, point, weight):

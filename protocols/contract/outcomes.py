@@ -4,7 +4,7 @@ The oracle attests a price in binary digits, so a set of prices that begin with 
 can cover. Both peers generate the same list for themselves; it is never sent.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from attrs import evolve, frozen
 
@@ -118,11 +118,7 @@ def covering(cets: Iterable[Outcome], event: int, price: int) -> Outcome | None:
 
 def measure(terms: Terms, events: int) -> ContractSize:
     """The size of a contract with these terms and this many events, and its worst rounding."""
-    return _measure(terms, outcomes(terms, events))
-
-
-def _measure(terms: Terms, cets: Sequence[Outcome]) -> ContractSize:
-    payout = Payout(terms)
+    payout, cets = Payout(terms), outcomes(terms, events)
     settlement = [cet for cet in cets if cet.settlement]
     return ContractSize(
         settlement_cets=len(settlement),
