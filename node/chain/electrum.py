@@ -220,9 +220,9 @@ class ElectrumClient:
                 nursery.start_soon(self._ends_with, self._chain.follow)
                 nursery.start_soon(self._ends_with, self._stay_alive)
 
-    def check(self) -> None:
-        """Raise `ServerLost` if the connection is over."""
-        self._session.check()
+    def lost(self) -> ServerLost:
+        """Why the connection is over."""
+        return self._session.lost()
 
     async def _ends_with(self, work: Callable[[], Awaitable[None]]) -> bool:
         try:
@@ -347,10 +347,6 @@ async def _connection(
         with trio.CancelScope() as life:
             client = ElectrumClient(str(address), stream, network, clock=clock, ended=life.cancel)
             await client.run(hand_out)
-    try:
-        client.check()
-    except ServerLost as error:
-        if handed_out:
-            raise
-        return error.sentence
-    raise AssertionError("a connection's life ends with its loss")
+    if handed_out:
+        raise client.lost()
+    return client.lost().sentence
