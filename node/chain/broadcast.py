@@ -1,0 +1,120 @@
+"""Transactions that must reach the chain, handed in again and again until nobody wants it any more."""
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import structlog
+import trio
+from attrs import frozen
+
+from node.chain.electrum import BroadcastRejected, ElectrumClient
+from node.chain.session import ServerLost
+from node.clock import Clock
+from protocols.errors import WorldError
+
+EVERY = 30.0
+"""Seconds after which everything is handed in again, new block or not."""
+
+_log = structlog.get_logger(__name__)
+
+
+@frozen
+class Attempt:
+    """What came of handing in a transaction the last time. `reason` is None when a server has it."""
+
+    at: float
+    """Wall clock, seconds since 1970."""
+    reason: str | None
+
+    @property
+    def accepted(self) -> bool:
+        return self.reason is None
+
+
+class Broadcaster:
+    """Keeps transactions per owner. It outlives connections; `run` is its life on one of them.
+
+    A refusal stops nothing: a CET is refused until its lock ran out, a commit until the lock confirmed, and both are
+    right to be handed in again. Who keeps a transaction says when it is no longer needed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._kept: dict[bytes, Mapping[bytes, bytes]] = {}
+        self._status: dict[bytes, Attempt] = {}
+        self._due: set[bytes] = set()
+        self._bell = trio.Event()
+
+    def keep(self, owner: bytes, transactions: Mapping[bytes, bytes]) -> None:
+        """From now on `owner` wants these transactions (id → bytes, parents before children) and no others; an empty
+        mapping ends it. New ones go out at once."""
+        before = self._kept.pop(owner, {})
+        if transactions:
+            self._kept[owner] = dict(transactions)
+        if transactions.keys() - before.keys():
+            self._due.add(owner)
+            self._bell.set()
+        for txid in before.keys() - transactions.keys():
+            if not any(txid in kept for kept in self._kept.values()):
+                self._status.pop(txid, None)
+
+    def status(self) -> Mapping[bytes, Attempt]:
+        """The last attempt of every transaction that is kept and was tried."""
+        return dict(self._status)
+
+    async def run(
+        self, client: ElectrumClient, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Hand everything in now, on every new tip and every 30 s, until the connection ends: `ServerLost`."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hand_in_due, client)
+            task_status.started()
+            tips = client.tips()
+            try:
+                while True:
+                    with trio.move_on_after(EVERY):
+                        await anext(tips)
+                    self._due.update(self._kept)
+                    self._bell.set()
+            except ServerLost:
+                nursery.cancel_scope.cancel()
+        raise client.lost()
+
+    async def _hand_in_due(self, client: ElectrumClient) -> None:
+        """One task per owner that is due, so that a slow answer holds up nobody else's transactions."""
+        busy: set[bytes] = set()
+
+        async def hand_in(owner: bytes) -> None:
+            try:
+                await self._hand_in(client, owner)
+            finally:
+                busy.discard(owner)
+                self._bell.set()
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                for owner in self._due - busy:
+                    self._due.discard(owner)
+                    busy.add(owner)
+                    nursery.start_soon(hand_in, owner)
+                await self._bell.wait()
+                self._bell = trio.Event()
+
+    async def _hand_in(self, client: ElectrumClient, owner: bytes) -> None:
+        for txid, raw in self._kept.get(owner, {}).items():
+            if txid not in self._kept.get(owner, {}):
+                continue  # not wanted any more since we began
+            reason: str | None = None
+            try:
+                await client.broadcast(raw)
+            except ServerLost:
+                return
+            except BroadcastRejected as error:
+                reason = error.reason
+            except WorldError as error:
+                reason = error.sentence
+            if txid not in self._kept.get(owner, {}):
+                continue
+            before = self._status.get(txid)
+            self._status[txid] = Attempt(self._clock.now(), reason)
+            if before is None or before.reason != reason:
+                _log.info("transaction_handed_in", txid=txid[::-1].hex(), accepted=reason is None, reason=reason)
