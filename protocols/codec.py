@@ -26,6 +26,16 @@ class Message:
     __slots__ = ()
 
 
+def exactly(length: int) -> Callable[[Any, Any, bytes], None]:
+    """An attrs validator for a field of so many bytes."""
+
+    def check(_: Any, attribute: Any, value: bytes) -> None:
+        if len(value) != length:
+            raise ValueError(f"{attribute.name} must be {length} bytes, got {len(value)}")
+
+    return check
+
+
 def wire_name(message: type[Message]) -> str:
     """``PlaceOrder`` travels as ``place_order``."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", message.__name__).lower()

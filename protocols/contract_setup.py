@@ -17,16 +17,18 @@ signatures are verified and on disk (`SignaturesHeld`); from `SetupComplete` on,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import field, frozen
 from attrs.validators import and_, ge, le, max_len, min_len
 
-from protocols.codec import Codec, Message, Protocol, Rejected
-from protocols.contract.funding import MAX_INPUTS, FundingInput, Underfunded, change_value, funding_needed
+from protocols.codec import Codec, Message, Protocol, Rejected, exactly
+from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, Points, check_points
 from protocols.contract.numbers import MAX_MONEY, BadNumber
 from protocols.contract.oracle import Announcement, announcements_hash
+from protocols.contract.parties import check_party, check_scripts
 from protocols.contract.schedule import check_events, contract_events
-from protocols.contract.scripts import is_p2tr, is_p2wpkh
 from protocols.contract.signing import (
     Signatures,
     sign_commit,
@@ -36,10 +38,10 @@ from protocols.contract.signing import (
     verify_lock_witness,
 )
 from protocols.contract.terms import Role, Terms
-from protocols.contract.transactions import ContractPlan, ContractTransactions, Party
+from protocols.contract.transactions import ContractPlan, Party
 from protocols.dialogue import Ask, Compute, Fact, Persist, Send, receive
 from protocols.errors import Declined, RemoteProtocolError
-from protocols.offers import Offer, OracleKeys, identifier
+from protocols.offers import ID_LENGTH, Offer, OracleKeys
 
 DECISION_WITHIN = 60.0
 """Seconds that a maker takes at most to decide on an order."""
@@ -48,15 +50,11 @@ MESSAGE_WITHIN = 120.0
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _bytes(length: int) -> bytes:
-    return field(validator=and_(min_len(length), max_len(length)))
-
-
 @frozen
 class Input:
     """A confirmed output of the sender that funds the lock; `txid` in internal order."""
 
-    txid: bytes = _bytes(32)
+    txid: bytes = field(validator=exactly(32))
     vout: int = field(validator=and_(ge(0), le(0xFFFF_FFFF)))
     value: int = field(validator=and_(ge(1), le(MAX_MONEY)))
     script: bytes = field(validator=max_len(34))
@@ -64,8 +62,8 @@ class Input:
 
 @frozen
 class PlaceOrder(Message):
-    order_id: bytes = identifier()
-    offer_id: bytes = identifier()
+    order_id: bytes = field(validator=exactly(ID_LENGTH))
+    offer_id: bytes = field(validator=exactly(ID_LENGTH))
     quantity: int
     leverage: int
     price: str
@@ -75,11 +73,11 @@ class PlaceOrder(Message):
 @frozen
 class Accepted(Message):
     event_ids: tuple[str, ...] = field(validator=max_len(64))
-    announcements_hash: bytes = _bytes(32)
+    announcements_hash: bytes = field(validator=exactly(32))
     fee_rate: int
-    fund: bytes = _bytes(33)
-    publish: bytes = _bytes(33)
-    revoke: bytes = _bytes(33)
+    fund: bytes = field(validator=exactly(33))
+    publish: bytes = field(validator=exactly(33))
+    revoke: bytes = field(validator=exactly(33))
     inputs: tuple[Input, ...] = field(validator=and_(min_len(1), max_len(MAX_INPUTS)))
     change_script: bytes = field(validator=max_len(34))
     payout_script: bytes = field(validator=max_len(34))
@@ -87,38 +85,34 @@ class Accepted(Message):
 
 @frozen
 class TakerContract(Message):
-    fund: bytes = _bytes(33)
-    publish: bytes = _bytes(33)
-    revoke: bytes = _bytes(33)
+    fund: bytes = field(validator=exactly(33))
+    publish: bytes = field(validator=exactly(33))
+    revoke: bytes = field(validator=exactly(33))
     inputs: tuple[Input, ...] = field(validator=and_(min_len(1), max_len(MAX_INPUTS)))
     change_script: bytes = field(validator=max_len(34))
     payout_script: bytes = field(validator=max_len(34))
-    refund_signature: bytes = _bytes(64)
+    refund_signature: bytes = field(validator=exactly(64))
     cet_signatures: tuple[bytes, ...] = field(validator=max_len(64))
     """One byte string per event, 65 bytes per CET in the order of the locally generated CETs."""
 
 
 @frozen
 class MakerContract(Message):
-    refund_signature: bytes = _bytes(64)
+    refund_signature: bytes = field(validator=exactly(64))
     cet_signatures: tuple[bytes, ...] = field(validator=max_len(64))
-    commit_signature: bytes = _bytes(65)
-
-
-def _witnesses() -> tuple[tuple[bytes, ...], ...]:
-    return field(validator=and_(min_len(1), max_len(MAX_INPUTS)))
+    commit_signature: bytes = field(validator=exactly(65))
 
 
 @frozen
 class TakerLock(Message):
-    commit_signature: bytes = _bytes(65)
-    witnesses: tuple[tuple[bytes, ...], ...] = _witnesses()
+    commit_signature: bytes = field(validator=exactly(65))
+    witnesses: tuple[tuple[bytes, ...], ...] = field(validator=and_(min_len(1), max_len(MAX_INPUTS)))
     """One witness stack for each of the taker's inputs."""
 
 
 @frozen
 class MakerLock(Message):
-    witnesses: tuple[tuple[bytes, ...], ...] = _witnesses()
+    witnesses: tuple[tuple[bytes, ...], ...] = field(validator=and_(min_len(1), max_len(MAX_INPUTS)))
 
 
 PROTOCOL = Protocol(
@@ -296,7 +290,7 @@ async def taker(order: Order, attempt: Attempt) -> ContractPlan:
     plan = ContractPlan(
         order_id=order.order_id, index=0, terms=terms, maker=maker_party, taker=own, announcements=announcements
     )
-    check_plan(plan, peer=Role.MAKER)
+    check_party(plan, Role.MAKER)
     await Persist(AttemptBegun(order, Role.TAKER, terms, announcements, attempt.salt, own, maker_party))
     signatures = await Compute(sign_contract, (plan, Role.TAKER, attempt.keys.fund))
     await Send(
@@ -328,8 +322,11 @@ async def taker(order: Order, attempt: Attempt) -> ContractPlan:
     return plan
 
 
-async def maker(attempt: Attempt) -> ContractPlan:
-    """Answer one order. Returns the plan of the contract once the lock can be published."""
+async def maker(begin: Callable[[bytes], Attempt]) -> ContractPlan:
+    """Answer one order. Returns the plan of the contract once the lock can be published.
+
+    `begin` gives an order id its attempt; the id is the taker's choice, the salt is not.
+    """
     placed = await receive(PlaceOrder, within=MESSAGE_WITHIN)
     offer = await FindOffer(placed.offer_id)
     if offer is None:
@@ -345,6 +342,7 @@ async def maker(attempt: Attempt) -> ContractPlan:
     if refusal is not None:
         raise Declined(refusal.code, refusal.sentence)
 
+    attempt = begin(placed.order_id)
     event_ids = contract_events(await Now())
     announcements = await FetchAnnouncements(offer.oracle, event_ids)
     funding = await Fund(order.order_id, Role.MAKER, terms, None)
@@ -370,7 +368,7 @@ async def maker(attempt: Attempt) -> ContractPlan:
     plan = ContractPlan(
         order_id=order.order_id, index=0, terms=terms, maker=own, taker=taker_party, announcements=announcements
     )
-    check_plan(plan, peer=Role.TAKER)
+    check_party(plan, Role.TAKER)
     held = Signatures(proposal.refund_signature, proposal.cet_signatures)
     await Compute(verify_contract, (plan, Role.TAKER, held))
     await Persist(SignaturesHeld(order.order_id, 0, taker_party, held))
@@ -401,48 +399,20 @@ def _wire_inputs(party: Party) -> tuple[Input, ...]:
 
 
 async def _check_party(points: Points, said: Accepted | TakerContract, own: Points) -> Party:
-    """The peer's side of the contract, once its points, scripts and coins are checked."""
+    """The peer's side of the contract, once its points, scripts and coins are checked each for itself."""
     check_points(own, points, await KnownPoints(points))
-    for name in ("change_script", "payout_script"):
-        script: bytes = getattr(said, name)
-        if not (is_p2wpkh(script) or is_p2tr(script)):
-            raise RemoteProtocolError("bad_script", f"{name} is {script.hex()}, allowed are P2WPKH and P2TR")
     inputs = tuple(FundingInput(coin.txid, coin.vout, coin.value, coin.script) for coin in said.inputs)
-    if len({(coin.txid, coin.vout) for coin in inputs}) != len(inputs):
-        raise RemoteProtocolError("bad_input", "inputs name one coin twice")
-    for coin in inputs:
-        if not (is_p2wpkh(coin.script) or is_p2tr(coin.script)):
-            allowed = "P2WPKH and P2TR, whose signatures leave the transaction id alone"
-            raise RemoteProtocolError("bad_input", f"inputs: script {coin.script.hex()}, allowed are {allowed}")
+    party = Party(points, inputs, said.change_script, said.payout_script)
+    check_scripts(party)
     await CheckCoins(inputs, (said.change_script, said.payout_script))
-    return Party(points, inputs, said.change_script, said.payout_script)
-
-
-def check_plan(plan: ContractPlan, *, peer: Role) -> None:
-    """What only shows with both sides together: coins that pay for their side, nothing used by both, no own script.
-
-    Raises RemoteProtocolError for what the peer did.
-    """
-    ours, theirs = (plan.maker, plan.taker) if peer is Role.TAKER else (plan.taker, plan.maker)
-    if {(coin.txid, coin.vout) for coin in ours.inputs} & {(coin.txid, coin.vout) for coin in theirs.inputs}:
-        raise RemoteProtocolError("bad_input", "inputs name a coin of ours")
-    transactions = ContractTransactions(plan)
-    foreign = {ours.change_script, ours.payout_script, transactions.lock_script, transactions.commit_script}
-    for name in ("change_script", "payout_script"):
-        if getattr(theirs, name) in foreign:
-            raise RemoteProtocolError("bad_script", f"{name} is one of ours or of the contract's own")
-    needed = funding_needed(peer, plan.terms, theirs.payout_script, ours.payout_script)
-    try:
-        change_value(theirs.inputs, needed, plan.terms.fee_rate, theirs.change_script)
-    except Underfunded as error:
-        raise RemoteProtocolError("underfunded", str(error)) from None
+    return party
 
 
 def _check_witnesses(plan: ContractPlan, role: Role, witnesses: tuple[tuple[bytes, ...], ...]) -> None:
     """Raises RemoteProtocolError unless these are valid witnesses for all of `role`'s inputs of the lock."""
-    party = plan.maker if role is Role.MAKER else plan.taker
-    if len(witnesses) != len(party.inputs):
-        raise RemoteProtocolError("bad_witness", f"{len(witnesses)} witnesses for {len(party.inputs)} inputs")
+    inputs = plan.party(role).inputs
+    if len(witnesses) != len(inputs):
+        raise RemoteProtocolError("bad_witness", f"{len(witnesses)} witnesses for {len(inputs)} inputs")
     first = 0 if role is Role.MAKER else len(plan.maker.inputs)
     for index, witness in enumerate(witnesses, first):
         verify_lock_witness(plan, index, witness)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 from attrs import field, frozen
-from attrs.validators import and_, max_len, min_len
+from attrs.validators import max_len
 
-from protocols.codec import Codec, Message, Protocol
+from protocols.codec import Codec, Message, Protocol, exactly
 from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price, parse_rate
 from protocols.contract.terms import CONTRACT_HOURS, SYMBOL, Role, Side, Terms, Timelocks, funding_to_maker, margin
 from protocols.dialogue import Ask, Send, receive
@@ -19,11 +19,6 @@ STALE_AFTER = 600
 """Seconds after the maker's timestamp; an older offer is not taken."""
 CLOCK_SLACK = 120
 """Seconds by which the peers' clocks may differ."""
-
-
-def identifier() -> bytes:
-    """An attrs field for an id: 16 random bytes."""
-    return field(validator=and_(min_len(ID_LENGTH), max_len(ID_LENGTH)))
 
 
 class BadOffer(BadNumber):
@@ -40,15 +35,15 @@ class OracleKeys:
     """Which oracle settles: the scheme of its attestations and its x-only keys."""
 
     scheme: str
-    announcement_key: bytes = field(validator=and_(min_len(32), max_len(32)))
-    attestation_key: bytes = field(validator=and_(min_len(32), max_len(32)))
+    announcement_key: bytes = field(validator=exactly(32))
+    attestation_key: bytes = field(validator=exactly(32))
 
 
 @frozen(kw_only=True)
 class Offer:
     """What a maker publishes. An id stands for one set of values for ever; a changed offer has a new id."""
 
-    id: bytes = identifier()
+    id: bytes = field(validator=exactly(ID_LENGTH))
     symbol: str = SYMBOL
     side: Side
     """The maker's side."""

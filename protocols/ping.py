@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from attrs import field, frozen
-from attrs.validators import and_, max_len, min_len
 
-from protocols.codec import Codec, Message, Protocol
+from protocols.codec import Codec, Message, Protocol, exactly
 from protocols.dialogue import Ask, Send, receive
 from protocols.errors import PeerGone, RemoteProtocolError
 
@@ -16,12 +15,12 @@ EVERY = 30.0
 
 @frozen
 class Ping(Message):
-    nonce: bytes = field(validator=and_(min_len(SIZE), max_len(SIZE)))
+    nonce: bytes = field(validator=exactly(SIZE))
 
 
 @frozen
 class Pong(Message):
-    nonce: bytes = field(validator=and_(min_len(SIZE), max_len(SIZE)))
+    nonce: bytes = field(validator=exactly(SIZE))
 
 
 PROTOCOL = Protocol("/cfd/ping/1", Codec(Ping, Pong, limit=256))

@@ -1,0 +1,161 @@
+"""All positions of this node: commands go in, events are on disk, and whoever waits for changes is told.
+
+The only writer of positions. What it holds in memory is what the store said, folded; after an append whose outcome is
+unknown it forgets the position and reads it again, so memory never runs ahead of the disk.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import trio
+from attrs import evolve as changed
+
+from node.eventstore.interface import Blob, Conflict, EventStore
+from node.position.commands import Command
+from node.position.events import CODEC, AttemptStarted, CommitSignatureGiven, Event, signatures_blob
+from node.position.facts import command_of, decode_signatures
+from node.position.state import Outpoint, Position, evolve, replay
+from node.supervision import Service
+from protocols.contract.keys import Points, negated
+from protocols.contract.signing import Signatures
+from protocols.dialogue import Fact
+from protocols.errors import LocalError
+
+CONFLICT_TRIES = 5
+
+
+class Positions:
+    """Loaded whole at the start of its life; see `run_positions`."""
+
+    def __init__(self, store: Service[EventStore]) -> None:
+        self._store = store
+        self._positions: dict[bytes, Position] = {}
+        self._points: set[bytes] = set()
+        self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
+        self._changed = trio.Event()
+        self.number = 0
+        """Rises with every change of any position."""
+
+    async def load(self) -> None:
+        for stream in await self._store.call(EventStore.streams):
+            await self._reload(bytes.fromhex(stream))
+
+    async def _reload(self, order_id: bytes) -> Position:
+        recorded = await self._store.call(EventStore.load, order_id.hex())
+        events = [CODEC.decode(each) for each in recorded]
+        position = replay(order_id, events)
+        self._take(position, events)
+        return position
+
+    def _take(self, position: Position, events: Iterable[Event]) -> None:
+        if position.version:
+            self._positions[position.id] = position
+        for event in events:
+            for party in _parties(event):
+                self._points |= {point for _, point in party.each()}
+        self.number += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # What is asked of it
+
+    def all(self) -> tuple[Position, ...]:
+        """In the order in which they came to be known."""
+        return tuple(self._positions.values())
+
+    def get(self, order_id: bytes) -> Position | None:
+        return self._positions.get(order_id)
+
+    def known_points(self, points: Points) -> frozenset[bytes]:
+        """Those points of any attempt of any position that are equal to one of these or its negative."""
+        asked = {form for _, point in points.each() for form in (point, negated(point))}
+        return frozenset(asked & self._points)
+
+    def reserved(self) -> frozenset[Outpoint]:
+        """Coins of ours that positions hold."""
+        return frozenset(outpoint for position in self._positions.values() for outpoint in position.inputs_held)
+
+    def own_scripts(self) -> frozenset[bytes]:
+        """Payout and change scripts that this node gave to positions."""
+        return frozenset(
+            script
+            for position in self._positions.values()
+            for attempt in position.attempts
+            for script in (attempt.own.payout_script, attempt.own.change_script)
+        )
+
+    async def changed_since(self, number: int) -> int:
+        """Waits until `number` differs from this, and returns it."""
+        while self.number == number:
+            await self._changed.wait()
+        return self.number
+
+    async def signatures(self, order_id: bytes, index: int) -> Signatures:
+        """The peer's refund and CET signatures of an attempt."""
+        data = await self._store.call(EventStore.blob, order_id.hex(), signatures_blob(index))
+        if data is None:
+            raise LocalError("no_signatures", f"no signatures of attempt {index} of {order_id.hex()} are stored")
+        return decode_signatures(data)
+
+    # What changes it
+
+    async def execute(self, order_id: bytes, command: Command, blobs: Sequence[Blob] = ()) -> Position:
+        """Decide, write, and only then let anyone see it. Returns the position as it is afterwards.
+
+        Raises what the command refuses with (LocalError), or WorldError; on `Disconnected` the outcome is unknown and
+        the position is read again before the next command. Not cancelled half-way: it either happened or it did not.
+        """
+        position: Position
+        async with self._locks[order_id]:
+            with trio.CancelScope(shield=True):
+                position = await self._execute(order_id, command, blobs)
+        return position
+
+    async def _execute(self, order_id: bytes, command: Command, blobs: Sequence[Blob]) -> Position:
+        for _ in range(CONFLICT_TRIES):
+            position = self._positions.get(order_id)
+            if position is None:
+                position = await self._reload(order_id)
+            events = command(position)
+            if not events:
+                return position
+            new = [CODEC.encode(event) for event in events]
+            if blobs:
+                new[0] = changed(new[0], blobs=tuple(blobs))
+            try:
+                await self._store.call(EventStore.append, order_id.hex(), position.version, new)
+            except Conflict:
+                del self._positions[order_id]
+                continue
+            except BaseException:
+                # whether it was written is unknown: what is in memory must not be decided upon again
+                self._positions.pop(order_id, None)
+                raise
+            for event in events:
+                position = evolve(position, event)
+            self._take(position, events)
+            return position
+        raise LocalError("conflict", f"position {order_id.hex()} was changed by another writer again and again")
+
+    async def remember(self, fact: Fact, peer: bytes) -> None:
+        """A protocol's `Persist`."""
+        order_id, command, blobs = command_of(fact, peer)
+        await self.execute(order_id, command, blobs)
+
+
+def _parties(event: Event) -> list[Points]:
+    if isinstance(event, AttemptStarted):
+        return [event.own.points, *([event.peer.points] if event.peer else [])]
+    return [event.peer.points] if isinstance(event, CommitSignatureGiven) else []
+
+
+async def run_positions(
+    store: Service[EventStore], *, task_status: trio.TaskStatus[Positions] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The service: loads all positions, then serves until cancelled."""
+    positions = Positions(store)
+    await positions.load()
+    task_status.started(positions)
+    await trio.sleep_forever()

@@ -1,0 +1,302 @@
+"""What can be done to a position: each command is a function of (position, input) that returns events or refuses.
+
+A refusal is a `LocalError` that names the reason; nothing was written then. Commands are pure: what they need to know
+of the world is in their input. Observing the same thing twice gives no events the second time, so every observer may
+repeat itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from attrs import frozen
+
+from node.position.events import (
+    AttemptStarted,
+    CetConfirmed,
+    CetPublished,
+    CetTimelockExpired,
+    CommitConfirmed,
+    CommitPublished,
+    CommitPublishing,
+    CommitSignatureGiven,
+    ContractSigned,
+    Event,
+    LockConfirmed,
+    LockSigned,
+    OrderPlaced,
+    OrderRejected,
+    PriceAttested,
+    RefundConfirmed,
+    RefundPublished,
+    RefundTimelockExpired,
+    SetupFailed,
+    SetupStarted,
+)
+from node.position.state import Position, evolve
+from protocols.contract.oracle import Attestation
+from protocols.contract.outcomes import covering
+from protocols.contract.terms import Role
+from protocols.contract.transactions import ContractTransactions
+from protocols.contract_setup import AttemptBegun, LockComplete, Order, SetupComplete, SignaturesHeld
+from protocols.errors import LocalError
+
+Command: TypeAlias = Callable[[Position], list[Event]]
+
+LOCK_CONFIRMATIONS = 1
+COMMIT_CONFIRMATIONS = 1
+ENDING_CONFIRMATIONS = 3
+"""Confirmations after which a CET or a refund is final."""
+
+
+class RefusedCommand(LocalError):
+    """The position is not in a state in which this can be done."""
+
+
+def _refuse(position: Position, code: str, sentence: str) -> RefusedCommand:
+    return RefusedCommand(code, f"position {position.id.hex()} is {position.state.value}: {sentence}")
+
+
+# --- setup ------------------------------------------------------------------------------------------------------------
+
+
+def place_order(order: Order, role: Role, peer: bytes) -> Command:
+    """The taker's order exists before it is sent."""
+
+    def decide(position: Position) -> list[Event]:
+        if position.version:
+            raise _refuse(position, "order_id_known", "an order of this id exists already")
+        return [OrderPlaced(role, peer, order.offer, order.quantity, order.leverage)]
+
+    return decide
+
+
+def reject_order(code: str, sentence: str) -> Command:
+    """The maker refused the order."""
+
+    def decide(position: Position) -> list[Event]:
+        if position.terms is not None or position.refusal is not None:
+            raise _refuse(position, "not_ordered", "only an order that was not accepted can be rejected")
+        return [OrderRejected(code, sentence)]
+
+    return decide
+
+
+def begin_attempt(fact: AttemptBegun, peer: bytes) -> Command:
+    """Terms, salt, points and coins of a setup; for the maker also the order itself."""
+
+    def decide(position: Position) -> list[Event]:
+        events: list[Event] = []
+        if fact.role is Role.MAKER:
+            events += place_order(fact.order, fact.role, peer)(position)
+        elif not position.version or position.peer != peer:
+            raise _refuse(position, "unknown_order", "this peer was sent no such order")
+        if position.attempts or position.refusal is not None:
+            raise _refuse(position, "already_attempted", "a setup is attempted once; order anew")
+        return [
+            *events,
+            SetupStarted(fact.terms, tuple(announcement.raw for announcement in fact.announcements)),
+            AttemptStarted(0, fact.salt, fact.own, fact.peer),
+        ]
+
+    return decide
+
+
+def hold_signatures(fact: SignaturesHeld) -> Command:
+    """The peer's refund and CET signatures are verified; the blob goes to the store with the event."""
+
+    def decide(position: Position) -> list[Event]:
+        if position.refusal is not None or fact.index >= len(position.attempts):
+            raise _refuse(position, "no_such_attempt", f"attempt {fact.index} is not under way")
+        attempt = position.attempts[fact.index]
+        if attempt.signatures_held or attempt.peer not in (None, fact.peer):
+            raise _refuse(position, "already_signed", "one attempt carries one set of terms and signatures")
+        return [CommitSignatureGiven(fact.index, fact.peer)]
+
+    return decide
+
+
+def complete_setup(fact: SetupComplete) -> Command:
+    def decide(position: Position) -> list[Event]:
+        if position.refusal is not None or not position.attempts or not position.attempts[0].signatures_held:
+            raise _refuse(position, "not_setting_up", "the peer's signatures are not held")
+        if position.contract is not None:
+            raise _refuse(position, "already_signed", "the contract is signed already")
+        return [ContractSigned(0, fact.commit_signature, fact.own_witnesses, fact.peer_witnesses)]
+
+    return decide
+
+
+def complete_lock(fact: LockComplete) -> Command:
+    def decide(position: Position) -> list[Event]:
+        if position.contract is None:
+            raise _refuse(position, "not_signed", "there is no contract whose lock could be complete")
+        return [] if position.peer_witnesses is not None else [LockSigned(fact.peer_witnesses)]
+
+    return decide
+
+
+def fail_setup(code: str, sentence: str) -> Command:
+    """The setup broke. Refused once our lock signatures count as left: then the lock is watched instead."""
+
+    def decide(position: Position) -> list[Event]:
+        if position.contract is not None:
+            raise _refuse(position, "already_signed", "our lock signatures left; the lock decides")
+        if not position.version or position.refusal is not None:
+            return []
+        if not position.attempts:
+            return [OrderRejected(code, sentence)]
+        return [SetupFailed(code, sentence)]
+
+    return decide
+
+
+# --- what the chain and the oracle show -------------------------------------------------------------------------------
+
+
+@frozen
+class Seen:
+    """A transaction in our view of the chain; no height: in the mempool."""
+
+    height: int | None
+    block: bytes | None
+    outputs: tuple[tuple[int, bytes], ...]
+    """Satoshis and script of each output."""
+    spends: frozenset[tuple[bytes, int]]
+    """Outpoints: txid in internal order, index."""
+
+
+@frozen
+class Sight:
+    """What the chain shows of one position's scripts at one moment."""
+
+    tip: int
+    transactions: Mapping[bytes, Seen]
+    """By txid, internal order."""
+
+    def confirmations(self, txid: bytes) -> int:
+        seen = self.transactions.get(txid)
+        return 0 if seen is None or seen.height is None else max(0, self.tip - seen.height + 1)
+
+    def spender(self, txid: bytes, vout: int) -> tuple[bytes, Seen] | None:
+        """The transaction that spends this output; a confirmed one before one in the mempool."""
+        spenders = [item for item in self.transactions.items() if (txid, vout) in item[1].spends]
+        spenders.sort(key=lambda item: item[1].height is None)
+        return spenders[0] if spenders else None
+
+
+def observe(sight: Sight) -> Command:
+    """Whatever is new in the chain: each fact once."""
+
+    def decide(position: Position) -> list[Event]:
+        events: list[Event] = []
+        if position.contract is None:
+            return events
+        transactions = position.transactions()
+        for step in (_observe_lock, _observe_commit, _observe_timelocks, _observe_ending):
+            fresh = step(position, transactions, sight)
+            for event in fresh:
+                position = evolve(position, event)
+            events += fresh
+            due = _consequences(position)
+            for event in due:
+                position = evolve(position, event)
+            events += due
+        return events
+
+    return decide
+
+
+def _observe_lock(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+    txid = transactions.lock_txid
+    if position.lock is not None or sight.confirmations(txid) < LOCK_CONFIRMATIONS:
+        return []
+    return [LockConfirmed(txid, *_where(sight, txid))]
+
+
+def _observe_commit(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+    txid, index = transactions.commit_txid, transactions.plan.index
+    events: list[Event] = []
+    if txid in sight.transactions and position.commit_seen is None:
+        events.append(CommitPublished(index, txid))
+    if position.commit is None and sight.confirmations(txid) >= COMMIT_CONFIRMATIONS:
+        events.append(CommitConfirmed(index, txid, *_where(sight, txid)))
+    return events
+
+
+def _observe_timelocks(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+    if position.commit is None:
+        return []
+    events: list[Event] = []
+    # BIP68: a relative lock of n blocks is over for the block n after the one that confirmed; the next is tip + 1.
+    passed = sight.tip + 1 - position.commit.height
+    timelocks = transactions.plan.terms.timelocks
+    if position.attested is not None and not position.cet_timelock_expired:
+        settles = position.attested.event == len(transactions.plan.announcements) - 1
+        if passed >= (timelocks.settlement if settles else timelocks.liquidation):
+            events.append(CetTimelockExpired(sight.tip))
+    if not position.refund_timelock_expired and passed >= timelocks.refund:
+        events.append(RefundTimelockExpired(sight.tip))
+    return events
+
+
+def _observe_ending(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+    found = sight.spender(transactions.commit_txid, 0)
+    if found is None:
+        return []
+    txid, seen = found
+    final = sight.confirmations(txid) >= ENDING_CONFIRMATIONS
+    paid = {
+        role: sum(value for value, script in seen.outputs if script == transactions.plan.party(role).payout_script)
+        for role in Role
+    }
+    payouts = paid[Role.MAKER], paid[Role.TAKER]
+    if txid == transactions.refund.GetTxid():
+        known = position.refund
+        if final and (known is None or not known.confirmed):
+            return [RefundConfirmed(txid, *_where(sight, txid), *payouts)]
+        return [] if known is not None else [RefundPublished(txid, *payouts)]
+    known = position.cet
+    if final and (known is None or not known.confirmed):
+        return [CetConfirmed(txid, *_where(sight, txid), *payouts)]
+    return [] if known is not None and known.txid == txid else [CetPublished(txid, *payouts)]
+
+
+def _where(sight: Sight, txid: bytes) -> tuple[int, bytes]:
+    seen = sight.transactions[txid]
+    assert seen.height is not None
+    assert seen.block is not None
+    return seen.height, seen.block
+
+
+def attest(event: int, attestation: Attestation) -> Command:
+    """The oracle attested one of the contract's events; only a price that the contract pays out at is recorded."""
+
+    def decide(position: Position) -> list[Event]:
+        contract = position.contract
+        if contract is None or position.ended:
+            return []
+        if position.attested is not None and position.attested.event <= event:
+            return []  # the earliest attested region counts
+        if position.cet_timelock_expired:
+            return []  # too late to change what is being claimed
+        outcomes = position.transactions().outcomes
+        if covering(outcomes, event, attestation.price) is None:
+            return []
+        attested = PriceAttested(contract.index, event, attestation.price, attestation.raw)
+        return [attested, *_consequences(evolve(position, attested))]
+
+    return decide
+
+
+def _consequences(position: Position) -> list[Event]:
+    """An attested price is acted upon as soon as there is a lock to spend: the commit goes out, unless one is out."""
+    if (
+        position.attested is not None
+        and position.lock is not None
+        and position.publishing is None
+        and position.commit_seen is None
+    ):
+        return [CommitPublishing(position.attested.index, f"the oracle attested {position.attested.price}")]
+    return []
