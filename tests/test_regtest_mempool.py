@@ -17,7 +17,7 @@ from bitcoin.core import (
 from bitcoin.core.script import CScript, CScriptWitness
 
 from node.regtest.consensus import Chain
-from node.regtest.index import Index, OutPoint
+from node.regtest.index import Index, OutPoint, script_hash
 from node.regtest.mempool import MAX_CHAIN, Mempool
 from node.regtest.policy import P2A, Rejected, dust_limit, weight
 
@@ -376,10 +376,10 @@ class TestReorganisation:
         world.send(payment)
         world.mine()
         self.fork(world, 1, [pay(world.coin(2), COIN - 700)], [pay(world.coin(3), COIN - 700)])
-        fresh = Index(world.chain)
+        fresh, home = Index(world.chain), script_hash(HOME)
         assert fresh.coins == world.index.coins
         assert fresh.spenders == world.index.spenders
         assert fresh.transactions == world.index.transactions
         assert fresh.blocks == world.index.blocks
-        assert fresh.unspent(HOME) == world.index.unspent(HOME)
-        assert [t.txid for t in fresh.history(HOME)] == [t.txid for t in world.index.history(HOME)]
+        assert fresh.unspent(home) == world.index.unspent(home)
+        assert [t.txid for t in fresh.history(home)] == [t.txid for t in world.index.history(home)]

@@ -317,7 +317,7 @@ class Chain:
             self._refused = True
 
     def _on_change(self, connected: bool, block: "pbk.Block", entry: "pbk.BlockTreeEntry") -> None:
-        if entry.height:  # a new directory's first block is preceded by the genesis block, which is always there
+        if entry.height:  # the genesis block is announced too, once, but it is always there
             change = BlockChange(connected, int(entry.height), bytes(block.block_hash), bytes(block))
             self._changes.append(change)
 

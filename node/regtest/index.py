@@ -4,6 +4,7 @@ Held in memory, built from the chain's blocks when opened and kept up to date by
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 from attrs import field, frozen
@@ -44,6 +45,11 @@ def outpoints(transaction: CTransaction) -> list[OutPoint]:
     return [OutPoint(txin.prevout.hash, txin.prevout.n) for txin in transaction.vin]
 
 
+def script_hash(script: bytes) -> bytes:
+    """SHA-256 of a script, by which history is kept; the Electrum protocol writes it reversed, in hex."""
+    return sha256(script).digest()
+
+
 def outputs(transaction: CTransaction) -> list[TxOut]:
     return [TxOut(txout.nValue, bytes(txout.scriptPubKey)) for txout in transaction.vout]
 
@@ -68,16 +74,12 @@ class Index:
         chain.listeners.append(self._follow)
 
     def history(self, script: bytes) -> list[Confirmed]:
-        """The confirmed transactions that pay to or spend from a script, in the order of the chain."""
+        """The confirmed transactions that pay to or spend from a script hash, in the order of the chain."""
         return [self.transactions[txid] for txid in self._history.get(script, ())]
 
     def unspent(self, script: bytes) -> dict[OutPoint, Coin]:
-        """The confirmed coins that a script holds (a copy)."""
+        """The confirmed coins that a script hash holds (a copy)."""
         return dict(self._unspent.get(script, ()))
-
-    def scripts(self) -> list[bytes]:
-        """Every script of the chain."""
-        return list(self._history)
 
     def output(self, outpoint: OutPoint) -> TxOut | None:
         """A confirmed output, spent or not."""
@@ -125,15 +127,15 @@ class Index:
 
     def _put(self, outpoint: OutPoint) -> None:
         coin = self.coins[outpoint] = self._outputs[outpoint]
-        self._unspent.setdefault(coin.output.script, {})[outpoint] = coin
+        self._unspent.setdefault(script_hash(coin.output.script), {})[outpoint] = coin
 
     def _take(self, outpoint: OutPoint) -> Coin:
         coin = self.coins.pop(outpoint)
-        del self._unspent[coin.output.script][outpoint]
+        del self._unspent[script_hash(coin.output.script)][outpoint]
         return coin
 
     def _touch(self, script: bytes, txid: bytes) -> None:
-        self._history.setdefault(script, {})[txid] = None
+        self._history.setdefault(script_hash(script), {})[txid] = None
 
     def _forget(self, script: bytes, txid: bytes) -> None:
-        self._history[script].pop(txid, None)
+        self._history[script_hash(script)].pop(txid, None)

@@ -21,7 +21,7 @@ from node.regtest.consensus import (
     TxOut,
     check_scripts,
 )
-from node.regtest.index import Coin, Index, OutPoint, outpoints, outputs
+from node.regtest.index import Coin, Index, OutPoint, outpoints, outputs, script_hash
 from node.regtest.policy import TRUC, Rejected
 
 MIN_RELAY = 1
@@ -49,6 +49,8 @@ class Entry:
     vsize: int
     parents: frozenset[bytes]
     """Unconfirmed transactions that it spends from."""
+    scripts: frozenset[bytes] = field(repr=False)
+    """Hashes of all scripts that it spends from or pays to."""
 
     @property
     def truc(self) -> bool:
@@ -76,19 +78,15 @@ class Mempool:
         return self._spenders.get(outpoint) or self._index.spenders.get(outpoint)
 
     def history(self, script: bytes) -> list[Entry]:
-        """The unconfirmed transactions that pay to or spend from a script."""
-        return [
-            entry
-            for entry in self.entries.values()
-            if any(out.script == script for out in (*entry.spent, *outputs(entry.transaction)))
-        ]
+        """The unconfirmed transactions that pay to or spend from a script hash."""
+        return [entry for entry in self.entries.values() if script in entry.scripts]
 
     def unspent(self, script: bytes) -> dict[OutPoint, Coin]:
-        """What a script holds, unconfirmed transactions counted: these coins have height 0."""
+        """What a script hash holds, unconfirmed transactions counted: their coins have height 0."""
         found = self._index.unspent(script)
-        for entry in self.entries.values():
+        for entry in self.history(script):
             for vout, output in enumerate(outputs(entry.transaction)):
-                if output.script == script:
+                if script_hash(output.script) == script:
                     found[OutPoint(entry.txid, vout)] = Coin(output, 0, coinbase=False)
         return {outpoint: coin for outpoint, coin in found.items() if outpoint not in self._spenders}
 
@@ -210,8 +208,16 @@ class Mempool:
         spent_outputs = tuple(coin.output for coin in coins)
         if not returning:
             policy.check_standard_inputs(transaction, spent_outputs)
-        vsize = -(-policy.weight(transaction) // 4)
-        return Entry(txid, transaction, transaction.serialize(), spent_outputs, fee, vsize, frozenset(parents))
+        return Entry(
+            txid=txid,
+            transaction=transaction,
+            raw=transaction.serialize(),
+            spent=spent_outputs,
+            fee=fee,
+            vsize=-(-policy.weight(transaction) // 4),
+            parents=frozenset(parents),
+            scripts=frozenset(script_hash(o.script) for o in (*spent_outputs, *outputs(transaction))),
+        )
 
     def _check_relative_locks(
         self, transaction: CTransaction, coins: Sequence[Coin], height: int, median_time: int
