@@ -228,10 +228,14 @@ def test_a_nonce_that_cancels_the_key_is_refused() -> None:
             break
     else:
         pytest.fail("no such key among fifty")
-    hostile = announced(announce(EVENT, [nonce, *NONCES[1:]], secret, ANNOUNCEMENT_SECRET), key)
-    assert Anticipation(hostile).point("0")
-    with pytest.raises(WorldError, match="cancels the oracle's key"):
-        Anticipation(hostile).point("1")
+    with pytest.raises(WorldError, match="nonce 1 of .* cancels the oracle's key") as refused:
+        announced(announce(EVENT, [NONCES[0], nonce, *NONCES[2:]], secret, ANNOUNCEMENT_SECRET), key)
+    assert refused.value.code == "bad_announcement"
+
+
+def test_a_key_that_is_none_is_refused() -> None:
+    with pytest.raises(WorldError, match="attestation key 00.* is not the x of a point"):
+        announced(RAW, bytes(32))
 
 
 def test_the_hash_of_announcements_is_that_of_the_specification() -> None:

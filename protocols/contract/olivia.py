@@ -55,13 +55,16 @@ class Olivia:
         _equal("descriptor.is_signed", descriptor.get("is_signed", False), False)
         scheme = _object(_object(said["schemes"], "schemes")[self.name], f"schemes.{self.name}")
         nonces = _hex_list(scheme["nonces"], "nonces")
-        for nonce in nonces:
-            if not xonly.pubkey_verify(nonce):
-                raise ValueError(f"nonce {nonce.hex()} is not the x of a point")
+        for name, x in (("attestation key", attestation_key), *(("nonce", nonce) for nonce in nonces)):
+            if not xonly.pubkey_verify(x):
+                raise ValueError(f"{name} {x.hex()} is not the x of a point")
         # a nonce used twice, or the key itself as one, gives the key away with the first attestation
         if len({*nonces, attestation_key}) != DIGITS + 1:
             raise ValueError("its nonces are not distinct")
-        return Announcement(self.name, event_name, time, attestation_key, nonces, data, raw)
+        announced = Announcement(self.name, event_name, time, attestation_key, nonces, data, raw)
+        for index in range(DIGITS):
+            self.digit_point(announced, index, 1)  # P + 2·R may be infinity; P + R may not, both have an even y
+        return announced
 
     def read_attestation(self, raw: bytes, announcement: Announcement) -> tuple[int, tuple[bytes, ...]] | None:
         try:
