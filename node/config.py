@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from node import files
 from node.clock import Clock
 from node.errors import ConfigError
 from protocols.errors import LocalError
@@ -217,6 +218,10 @@ class NodeConfig(_Table):
             raise _Sentence(f"this table is allowed on regtest only, and the network is {info.data['network']}")
         return table
 
+    @property
+    def seed_file(self) -> Path:
+        return files.seed_file(self.data)
+
     def make_clock(self) -> Clock:
         return Clock(hour=self.clock.hour, anchor=self.clock.anchor)
 
@@ -269,17 +274,17 @@ Config = TypeVar("Config", bound=_Table)
 def load(
     kind: type[Config],
     *,
-    files: Sequence[Path] = (),
+    paths: Sequence[Path] = (),
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
 ) -> Config:
-    """The configuration of files (later ones win), environment and flags.
+    """The configuration of the files at `paths` (later ones win), environment and flags.
 
     `flags` maps dotted keys to values, None for a flag that was not given. Raises `ConfigError`. Nothing is touched.
     """
     merged: Tree = {}
     origin: dict[tuple[str, ...], str] = {}
-    for path in files:
+    for path in paths:
         _merge(merged, _read(path), origin, partial(_in_file, path))
     for name, value in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(PREFIX):

@@ -1,10 +1,10 @@
 """What a node says about itself: one record per service, for people and for machines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
-from attrs import asdict, frozen
+from attrs import asdict, fields, frozen
 
 
 class State(StrEnum):
@@ -91,6 +91,35 @@ class ServiceHealth:
         """The record as `/api/v1/health` shows it; `data_age` in seconds."""
         age = None if self.data_at is None else max(0.0, now - self.data_at)
         return {**asdict(self), "state": self.state.value, "data_age": age, "actions": self.actions}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "ServiceHealth":
+        """What `as_json` made; what it knows beyond this version's fields is left out."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        return cls(**{**known, "state": State(record["state"]), "needs": tuple(known.get("needs", ()))})
+
+
+def line(service: ServiceHealth, now: float) -> str:
+    """One line for people: name, state, for how long, why, what the node and what the user can do about it."""
+    parts = [f"{service.name:<12} {service.state.value:<10} for {_span(now - service.since)}"]
+    if service.reason:
+        parts.append(service.reason)
+    if service.next_try is not None:
+        parts.append(f"next try in {_span(service.next_try - now)}")
+    if service.remedy:
+        parts.append(f"you can: {service.remedy}")
+    if service.data_at is not None:
+        parts.append(f"data {_span(now - service.data_at)} old")
+    if service.bugs:
+        parts.append(f"bugs {service.bugs}")
+    return "; ".join(parts)
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def all_healthy(services: Sequence[ServiceHealth]) -> bool:

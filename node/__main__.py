@@ -1,0 +1,5 @@
+"""``python -m node`` is ``cfdnode``."""
+
+from node.cli import run
+
+run()

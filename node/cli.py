@@ -1,0 +1,321 @@
+"""The command ``cfdnode``. Bad input is one line on stderr and exit status 2, before anything is touched."""
+
+import http.client
+import json
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from node import files
+from protocols.errors import LocalError, WorldError
+
+BAD_INPUT = 2
+"""Also when the node that is asked cannot be reached."""
+UNHEALTHY = 1
+
+app = typer.Typer(
+    name="cfdnode",
+    help="A peer-to-peer node for bitcoin-settled contracts for difference.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+seed_app = typer.Typer(help="The seed words: the one secret of a node.")
+app.add_typer(seed_app, name="seed")
+
+
+def _flag(text: str) -> Any:
+    """A flag that is checked together with the file and the environment, in `node.config`."""
+    return typer.Option(help=text, show_default=False)
+
+
+Files = Annotated[list[Path] | None, typer.Option("--config", help="TOML file; may be repeated, later ones win.")]
+Text = str | None
+Texts = list[str] | None
+Data = Annotated[Text, _flag("Data directory.")]
+Network = Annotated[Text, _flag("regtest or signet.")]
+Electrum = Annotated[Texts, _flag("Electrum server, host:port or ssl://host:port; may be repeated.")]
+Api = Annotated[Text, _flag("127.0.0.1:port of the HTTP API; port 0 lets the system choose.")]
+FeeRate = Annotated[Text, _flag("Satoshis per virtual byte when the chain's estimate says nothing.")]
+LogLevel = Annotated[Text, _flag("debug, info, warning or error.")]
+LogFormat = Annotated[Text, _flag("console or json.")]
+Listen = Annotated[Text, _flag("host:port for takers to connect to.")]
+Public = Annotated[Text, _flag("host:port that takers are told, if it is not --listen.")]
+
+
+@app.command()
+def maker(
+    *,
+    config: Files = None,
+    data: Data = None,
+    network: Network = None,
+    electrum: Electrum = None,
+    api: Api = None,
+    listen: Listen = None,
+    public: Public = None,
+    accept: Annotated[Text, _flag("auto or manual: who answers orders.")] = None,
+    lot: Annotated[Text, _flag("Quantities are multiples of this many contracts.")] = None,
+    leverages: Annotated[Text, _flag("What takers may choose, separated by commas.")] = None,
+    max_quantity: Annotated[Text, _flag("Largest order, in contracts.")] = None,
+    max_exposure: Annotated[Text, _flag("Largest exposure over all positions, in contracts.")] = None,
+    fee_rate: FeeRate = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run a maker."""
+    from node.config import MakerConfig, load
+
+    flags = {
+        "data": data,
+        "network": network,
+        "electrum": electrum or None,
+        "api": api,
+        "listen": listen,
+        "public": public,
+        "accept": accept,
+        "lot": lot,
+        "leverages": leverages,
+        "max_quantity": max_quantity,
+        "max_exposure": max_exposure,
+        "fee_rate.default": fee_rate,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    settings = load(MakerConfig, paths=config or (), flags=flags)
+    _set_up_logs(settings.log.level, settings.log.format)
+    from node.web.sockets import bind_api
+
+    with bind_api(settings.api) as api_socket:
+        from node.maker import run as run_maker
+
+        _until_told_to_end(partial(run_maker, settings, api_socket))
+
+
+@app.command()
+def taker(
+    *,
+    config: Files = None,
+    data: Data = None,
+    network: Network = None,
+    electrum: Electrum = None,
+    api: Api = None,
+    makers: Annotated[Texts, _flag("A maker's address, <64 hex digits>@host:port; may be repeated.")] = None,
+    fee_rate: FeeRate = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run a taker."""
+    from node.config import TakerConfig, load
+
+    flags = {
+        "data": data,
+        "network": network,
+        "electrum": electrum or None,
+        "api": api,
+        "makers": makers or None,
+        "fee_rate.default": fee_rate,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    settings = load(TakerConfig, paths=config or (), flags=flags)
+    _set_up_logs(settings.log.level, settings.log.format)
+    from node.web.sockets import bind_api
+
+    with bind_api(settings.api) as api_socket:
+        from node.taker import run as run_taker
+
+        _until_told_to_end(partial(run_taker, settings, api_socket))
+
+
+@app.command()
+def regtest(
+    *,
+    config: Files = None,
+    data: Data = None,
+    hour: Annotated[Text, _flag("Seconds that an hour takes.")] = None,
+    prices: Annotated[Text, _flag("File with the price path.")] = None,
+    seed: Annotated[Text, _flag("Seed of the random walk, when there is no file.")] = None,
+    electrum_port: Annotated[Text, _flag("Port of the Electrum server; 0 lets the system choose.")] = None,
+    oracle_port: Annotated[Text, _flag("Port of the oracle.")] = None,
+    control_port: Annotated[Text, _flag("Port of the control.")] = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run a world in a box: chain, Electrum server, oracle. Writes world.toml for makers and takers to read."""
+    from node.config import WorldConfig, load
+
+    flags = {
+        "data": data,
+        "hour": hour,
+        "prices": prices,
+        "seed": seed,
+        "electrum_port": electrum_port,
+        "oracle_port": oracle_port,
+        "control_port": control_port,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    settings = load(WorldConfig, paths=config or (), flags=flags)
+    _set_up_logs(settings.log.level, settings.log.format)
+    try:
+        from node.regtest.world import run_world
+    except ModuleNotFoundError as error:
+        if error.name != "pbk":
+            raise
+        raise LocalError("no_regtest", "regtest needs the extra: pip install 'cfdnode[demo]'") from None
+    _until_told_to_end(partial(run_world, settings))
+
+
+@app.command()
+def health(
+    *,
+    data: Annotated[Path | None, typer.Option(help="Data directory of a node of this machine.")] = None,
+    api: Annotated[Text, typer.Option(help="URL of the node's API, if not as in --data.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with the API's token, if not in --data.")] = None,
+) -> None:
+    """Print a line per service. Exit status 0: all healthy, 1: not all, 2: the node cannot be reached."""
+    from node.health import ServiceHealth, all_healthy, line
+
+    if data is None and (api is None or token_file is None):
+        raise LocalError("bad_flags", "health: give --data, or --api and --token-file")
+    folder = data or Path()
+    url = api or _contents(files.url_file(folder), "is the node running?")
+    token = _contents(token_file or files.token_file(folder), "the node writes it on its first start")
+    services = [ServiceHealth.from_json(service) for service in _get(url, "/api/v1/health", token)["services"]]
+    for service in services:
+        typer.echo(line(service, time.time()))
+    if not all_healthy(services):
+        raise typer.Exit(UNHEALTHY)
+
+
+@app.command()
+def address(config: Files = None, data: Data = None, listen: Listen = None, public: Public = None) -> None:
+    """Print the address by which takers reach this maker."""
+    from node.config import MakerConfig, load
+    from node.network.address import Identity
+    from node.wallet.seed import Seed
+
+    flags = {"data": data, "listen": listen, "public": public}
+    settings = load(MakerConfig, paths=config or (), flags=flags)
+    peer = Identity(Seed.read(settings.seed_file).node_identity()).public
+    typer.echo(f"{peer}@{settings.public or settings.listen}")
+
+
+@seed_app.command("new")
+def seed_new(data: Annotated[Path, typer.Option(help="Data directory to keep the seed in.")]) -> None:
+    """Make new seed words, keep them, and print them: write them down, they are the only backup of your coins."""
+    from node.wallet.seed import Seed
+
+    seed = Seed.generate()
+    seed.write(files.seed_file(data))
+    typer.echo(seed.words)
+
+
+@seed_app.command("import")
+def seed_import(data: Annotated[Path, typer.Option(help="Data directory to keep the seed in.")]) -> None:
+    """Keep seed words that you have; they are read from the terminal without echo, or from standard input."""
+    from node.wallet.seed import Seed
+
+    words = typer.prompt("Seed words", hide_input=True) if sys.stdin.isatty() else sys.stdin.read(1000)
+    Seed.from_words(words).write(files.seed_file(data))
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and give its exit status; what is wrong with the input is told in one line."""
+    try:
+        app(arguments, prog_name="cfdnode", standalone_mode=False)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort:
+        return _complain("ended by the user")
+    except typer.TyperException as error:
+        return _complain(_usage(error))
+    except (LocalError, WorldError) as error:
+        return _complain(error.sentence)
+    return 0
+
+
+def _complain(line: str) -> int:
+    typer.echo(f"cfdnode: {line}", err=True)
+    return BAD_INPUT
+
+
+def _usage(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    where = context.command_path.removeprefix("cfdnode").strip() if context is not None else ""
+    message = error.format_message()
+    return f"{where}: {message}" if where else message
+
+
+def _set_up_logs(level: str, style: str) -> None:
+    from node.logs import configure
+
+    configure(level, style)
+
+
+def _until_told_to_end(main_task: Callable[[], Awaitable[object]]) -> None:
+    """Run until the task ends or the first SIGINT or SIGTERM, which ends it in good order; a second one kills."""
+    import trio
+
+    from node.supervision import leaves
+    from protocols.errors import CodedError
+
+    async def until_signal() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def watch(*, task_status: trio.TaskStatus[None]) -> None:
+                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    task_status.started()
+                    async for _ in signals:
+                        break
+                nursery.cancel_scope.cancel("told to end")
+
+            await nursery.start(watch)
+            await main_task()
+            nursery.cancel_scope.cancel("ended")
+
+    try:
+        trio.run(until_signal)
+    except ExceptionGroup as group:
+        errors = list(leaves(group))
+        if all(isinstance(error, CodedError) for error in errors):
+            raise errors[0] from None
+        raise
+
+
+def _contents(path: Path, hint: str) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise LocalError("no_node", f"{path}: {reason}; {hint}") from None
+
+
+def _get(url: str, path: str, token: str) -> Any:
+    """The JSON that the node's API answers with."""
+    try:
+        place = urlsplit(url)
+        connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=10)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+            response = connection.getresponse()
+            body = json.loads(response.read())
+        finally:
+            connection.close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise WorldError("unreachable", f"{url}: no answer from a node: {error}") from None
+    if response.status != http.HTTPStatus.OK:
+        raise WorldError("unreachable", f"{url}: {body.get('detail', response.reason)}")
+    return body

@@ -1,0 +1,18 @@
+"""Where things are in a node's data directory; what others own, they name themselves."""
+
+from pathlib import Path
+
+
+def seed_file(data: Path) -> Path:
+    """The seed words; the one file that cannot be made again."""
+    return data / "seed"
+
+
+def token_file(data: Path) -> Path:
+    """The API's token, readable by the owner alone."""
+    return data / "api.token"
+
+
+def url_file(data: Path) -> Path:
+    """Where the API of the node that runs on this directory was last served."""
+    return data / "api.url"

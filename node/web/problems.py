@@ -1,0 +1,107 @@
+"""Every error that the API answers with is an RFC 9457 problem: a code for machines, a sentence for people, and the
+field, service or remedy where there is one."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from node.errors import Disconnected, NeedsUser
+from protocols.errors import CodedError, LocalError, RemoteError, WorldError
+
+_log = structlog.get_logger(__name__)
+
+
+class NotFound(LocalError):
+    """What the request names does not exist here."""
+
+
+class Conflict(LocalError):
+    """What the request asks for does not go with the present state."""
+
+
+def problem(
+    status: int, code: str, sentence: str, *, headers: Mapping[str, str] | None = None, **members: object
+) -> JSONResponse:
+    """``application/problem+json``: type, title, status, detail, and `code` and `members` beside them."""
+    content = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": sentence,
+        "code": code,
+        **members,
+    }
+    return JSONResponse(content, status, media_type="application/problem+json", headers=headers)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Make `app` answer errors of ours, malformed requests and unknown paths as problems."""
+    app.exception_handler(CodedError)(_coded)
+    app.exception_handler(RequestValidationError)(_malformed)
+    app.exception_handler(HTTPException)(_http)
+
+
+async def _coded(_request: Request, error: CodedError) -> JSONResponse:
+    match error:
+        case Disconnected():
+            return problem(503, error.code, error.sentence, service=error.service, reason=error.reason)
+        case NeedsUser():
+            return problem(409, error.code, error.sentence, remedy=error.remedy)
+        case NotFound():
+            return problem(404, error.code, error.sentence)
+        case Conflict():
+            return problem(409, error.code, error.sentence)
+        case LocalError():
+            return problem(400, error.code, error.sentence)
+        case RemoteError():
+            return problem(502, error.code, error.sentence)
+        case WorldError():
+            return problem(503, error.code, error.sentence)
+    raise error
+
+
+async def _malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """Names each field with what is wrong with it; the first is the `field` and the sentence."""
+    errors = []
+    for item in error.errors():
+        source, *keys = (str(key) for key in item["loc"])
+        field = ".".join(keys) if keys and item["type"] != "json_invalid" else source
+        errors.append({"field": field, "detail": item["msg"]})
+    first = errors[0]
+    return problem(422, "malformed", f"{first['field']}: {first['detail']}", field=first["field"], errors=errors)
+
+
+async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    status = error.status_code
+    code = HTTPStatus(status).name.lower()
+    sentence = f"{request.method} {request.url.path}: {error.detail}"
+    return problem(status, code, sentence, headers=error.headers)
+
+
+class CrashGuard:
+    """The outermost layer of an app: a bug in a handler is one 500 problem, and is logged, and ends nothing else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answered = False
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            _log.error("bug in a request's handler", path=scope.get("path"), exc_info=error)
+            if answered or scope["type"] != "http":
+                raise  # too late to answer: the server ends this connection
+            await problem(500, "internal_error", "a bug in this node; see its log")(scope, receive, send)

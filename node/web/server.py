@@ -1,0 +1,97 @@
+"""The HTTP API: FastAPI on anycorn, in the node's own nursery."""
+
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anycorn.config
+import anycorn.run
+import anycorn.utils
+import trio
+from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from node import files
+from node.web.problems import CrashGuard, add_problem_handlers
+from node.web.security import Gate, api_token
+from node.web.sockets import url_of
+
+
+def create_app(routers: Iterable[APIRouter], *, token: str, sockets: Sequence[socket.socket]) -> ASGIApp:
+    """The API that these routers make, behind the gate: token and Host checked, every error a problem.
+
+    Hosts allowed are the addresses of `sockets`, as ``127.0.0.1`` and as ``localhost``.
+    """
+    # the pages of documentation load scripts from elsewhere, and the schema is no secret but needs the token
+    app = FastAPI(title="cfdnode", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
+    add_problem_handlers(app)
+    for router in routers:
+        app.include_router(router)
+    ports = {listener.getsockname()[1] for listener in sockets}
+    hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost") for port in ports}
+    return CrashGuard(Gate(app, token=token, hosts=hosts))
+
+
+async def run_api(
+    data: Path,
+    listener: socket.socket,
+    routers: Iterable[APIRouter],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The API as a service of a node: keeps the token and the URL in the data directory, and serves `routers`."""
+    token = api_token(files.token_file(data))
+    files.url_file(data).write_text(url_of(listener) + "\n", encoding="ascii")
+    app = create_app(routers, token=token, sockets=[listener])
+    await serve(app, [listener], task_status=task_status)
+
+
+async def serve(
+    app: ASGIApp, sockets: Sequence[socket.socket], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve `app` on bound, listening sockets until cancelled.
+
+    The sockets stay open when this ends, so that a service that is restarted answers on the same ones.
+    """
+    config = anycorn.config.Config()
+    config.errorlog = logging.getLogger("cfdnode.http")
+    config.accesslog = None
+    config.include_server_header = False
+    framework: Any = _without_lifespan(app)
+    copies = [listener.dup() for listener in sockets]
+    try:
+        await anycorn.run.worker_serve(
+            anycorn.utils.wrap_app(framework, 0, "asgi"),
+            config,
+            sockets=anycorn.config.Sockets([], copies, []),
+            task_status=_Started(task_status),
+        )
+    finally:
+        for copy in copies:
+            copy.close()
+
+
+class _Started:
+    """anycorn's addresses are no API: a service's started value is its own."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+
+    def started(self, _addresses: object = None) -> None:
+        self._task_status.started()
+
+
+def _without_lifespan(app: ASGIApp) -> ASGIApp:
+    """Services begin and end in their supervisor; the server's own startup dialogue is answered, and does nothing."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+
+    return answered
