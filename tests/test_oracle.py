@@ -228,13 +228,13 @@ def test_a_nonce_that_cancels_the_key_is_refused() -> None:
             break
     else:
         pytest.fail("no such key among fifty")
-    with pytest.raises(WorldError, match="nonce 1 of .* cancels the oracle's key") as refused:
+    with pytest.raises(WorldError, match=r"nonce 1 of .* cancels the oracle's key") as refused:
         announced(announce(EVENT, [NONCES[0], nonce, *NONCES[2:]], secret, ANNOUNCEMENT_SECRET), key)
     assert refused.value.code == "bad_announcement"
 
 
 def test_a_key_that_is_none_is_refused() -> None:
-    with pytest.raises(WorldError, match="attestation key 00.* is not the x of a point"):
+    with pytest.raises(WorldError, match=r"attestation key 00.* is not the x of a point"):
         announced(RAW, bytes(32))
 
 
