@@ -126,6 +126,8 @@ def decrypt(signature: bytes, secret: bytes) -> bytes:
     signature or scalar.
     """
     r, s = _split(signature)
+    if not keys.prvkey_verify(secret):
+        raise ValueError("the adaptor point's secret is no scalar")
     return r[1:] + keys.prvkey_tweak_add(s, secret if r[0] == 2 else keys.prvkey_negate(secret))
 
 
