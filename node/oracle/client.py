@@ -1,0 +1,233 @@
+"""The oracle over HTTP: announcements ahead of time, attestations when they are due.
+
+What an oracle once announced is kept for ever and never replaced: a second announcement of an event, different from
+the first, is refused. What it attested is verified before anybody sees it, and the first verified one stands.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, Protocol
+
+import httpx2
+import trio
+from attrs import frozen
+
+from node.clock import Clock
+from protocols.contract.oracle import (
+    Announcement,
+    Attestation,
+    event_id,
+    parse_announcement,
+    parse_attestation,
+)
+from protocols.errors import WorldError
+
+MAX_BODY = 64 * 1024
+TIMEOUT = 10.0
+HOUR = 3600
+AHEAD = 24
+"""Hours ahead whose announcement `run_oracle` looks for: the next contract will settle there."""
+
+
+class AnnouncementStore(Protocol):
+    """Where the oracle's answers are kept for ever, byte for byte, by event id."""
+
+    async def get(self, event: str) -> bytes | None: ...
+
+    async def put(self, event: str, raw: bytes) -> None: ...
+
+
+class MemoryStore:
+    """A store for tests."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    async def get(self, event: str) -> bytes | None:
+        return self.kept.get(event)
+
+    async def put(self, event: str, raw: bytes) -> None:
+        self.kept.setdefault(event, raw)
+
+
+@frozen
+class OracleConfig:
+    """Which oracle: `url` without the event's path, both keys x-only."""
+
+    url: str
+    announcement_key: bytes
+    attestation_key: bytes
+    scheme: str = "olivia-v1"
+
+
+Report = Callable[[str | None], object]
+"""Told what is wrong with the oracle, or None when it answers as it should; only when that changes."""
+
+
+class OracleClient:
+    """One oracle. Every call raises `WorldError`: the oracle cannot be reached, or its answer does not hold."""
+
+    def __init__(
+        self,
+        config: OracleConfig,
+        http: httpx2.AsyncClient,
+        *,
+        clock: Clock,
+        store: AnnouncementStore,
+        report: Report = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._http = http
+        self._clock = clock
+        self._store = store
+        self._report = report
+        self._reported: str | None = None
+        self._announcements: dict[str, Announcement] = {}
+        self._attestations: dict[str, Attestation] = {}
+        self._turns: dict[str, trio.Lock] = {}
+
+    async def announcement(self, event: str) -> Announcement:
+        """The announcement of the event with this id, verified, and on disk before it is returned."""
+        async with self._turn(event):
+            known = self._announcements.get(event)
+            if known is not None:
+                return known
+            with self._judged():
+                kept = await self._store.get(event)
+                raw = await self._fetch(event) if kept is None else kept
+                announcement = self._parse(event, raw)
+            if kept is None:
+                await self._store.put(event, raw)
+            self._announcements[event] = announcement
+            return announcement
+
+    async def attestation(self, announcement: Announcement) -> Attestation | None:
+        """What the oracle attested, every scalar verified; None if it has not yet."""
+        known = self._attestations.get(announcement.id)
+        if known is not None:
+            return known
+        with self._judged():
+            raw = await self._fetch(announcement.id)
+            contradiction = self._contradiction(raw, announcement)
+            try:
+                attestation = parse_attestation(raw, announcement)
+            except WorldError as error:
+                raise contradiction or error from None
+            if attestation is not None:
+                # what opens our contracts is acted on, whatever else the oracle says: the peer can open them too
+                self._attestations[announcement.id] = attestation
+            elif contradiction is not None:
+                raise contradiction
+        if contradiction is not None:
+            self._tell(contradiction.sentence)
+        return attestation
+
+    async def wait_attestation(self, announcement: Announcement) -> Attestation:
+        """The attestation, as soon as the oracle has it. Failures are reported and asking goes on."""
+        while (ahead := announcement.time - self._clock.calendar()) > 0:  # noqa: ASYNC110  time itself is awaited
+            # in short steps: the wall clock may be set, or the machine sleep
+            await trio.sleep(min(max(self._clock.wall_seconds(ahead), 0.01), 30.0))
+        async with self._turn("attestation " + announcement.id):  # the others wait for what the first one gets
+            while True:
+                try:
+                    attestation = await self.attestation(announcement)
+                except WorldError as error:
+                    self._tell(error.sentence)
+                    attestation = None
+                if attestation is not None:
+                    return attestation
+                await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
+
+    async def look_ahead(self) -> NoReturn:
+        """Fetch the announcement that the next contract settles with, so that a failing oracle shows before an order
+        needs it."""
+        while True:
+            event = event_id(-(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR)
+            try:
+                await self.announcement(event)
+            except WorldError as error:
+                self._tell(error.sentence)
+            await trio.sleep(max(0.2, min(60.0, self._clock.hour / 2)))
+
+    def _parse(self, event: str, raw: bytes) -> Announcement:
+        config = self._config
+        announcement = parse_announcement(
+            raw,
+            announcement_key=config.announcement_key,
+            attestation_key=config.attestation_key,
+            scheme=config.scheme,
+        )
+        if announcement.id != event:
+            raise WorldError("bad_announcement", f"asked for {event}, the oracle announces {announcement.id}")
+        return announcement
+
+    def _contradiction(self, raw: bytes, announcement: Announcement) -> WorldError | None:
+        try:
+            data = self._parse(announcement.id, raw).data
+        except WorldError as error:
+            return error
+        if data == announcement.data:
+            return None
+        return WorldError(
+            "second_announcement", f"the oracle announces {announcement.id} a second time, and differently: refused"
+        )
+
+    async def _fetch(self, event: str) -> bytes:
+        try:
+            with trio.fail_after(TIMEOUT):
+                async with self._http.stream("GET", self._config.url + event) as response:
+                    if response.status_code == 404:
+                        raise WorldError("unknown_event", f"{self._where()} has not announced {event}")
+                    if response.status_code != 200:
+                        raise WorldError("oracle_failed", f"{self._where()} answered {response.status_code} to {event}")
+                    body = b""
+                    async for data in response.aiter_raw():
+                        body += data
+                        if len(body) > MAX_BODY:
+                            raise WorldError("oracle_failed", f"{self._where()} sent more than {MAX_BODY} bytes")
+                    return body
+        except trio.TooSlowError:
+            reason = f"no answer within {TIMEOUT:g} seconds"
+        except httpx2.HTTPError as error:
+            reason = str(error) or repr(error)
+        raise WorldError("oracle_unreachable", f"{self._where()} cannot be reached: {reason}")
+
+    def _where(self) -> str:
+        return f"the oracle at {self._config.url}"
+
+    def _turn(self, name: str) -> trio.Lock:
+        return self._turns.setdefault(name, trio.Lock())
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Report what came of asking; an event that does not exist says nothing about the oracle."""
+        try:
+            yield
+        except WorldError as error:
+            if error.code != "unknown_event":
+                self._tell(error.sentence)
+            raise
+        self._tell(None)
+
+    def _tell(self, reason: str | None) -> None:
+        if reason != self._reported:
+            self._reported = reason
+            self._report(reason)
+
+
+async def run_oracle(
+    config: OracleConfig,
+    *,
+    clock: Clock,
+    store: AnnouncementStore,
+    report: Report = lambda _: None,
+    task_status: trio.TaskStatus[OracleClient] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Start with the client of an oracle and look ahead for ever. An oracle that fails is reported and asked again;
+    it never ends this."""
+    # no compression: 64 kB are to be 64 kB; and a proxy is named in the configuration or there is none
+    headers = {"accept-encoding": "identity", "user-agent": "cfdnode"}
+    async with httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=False) as http:
+        oracle = OracleClient(config, http, clock=clock, store=store, report=report)
+        task_status.started(oracle)
+        await oracle.look_ahead()
