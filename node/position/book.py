@@ -24,6 +24,12 @@ from protocols.dialogue import Fact
 from protocols.errors import LocalError
 
 CONFLICT_TRIES = 5
+STREAM = "position/"
+"""What the names of positions' streams begin with; the order id follows in hex."""
+
+
+def _stream(order_id: bytes) -> str:
+    return STREAM + order_id.hex()
 
 
 class Positions:
@@ -40,10 +46,11 @@ class Positions:
 
     async def load(self) -> None:
         for stream in await self._store.call(EventStore.streams):
-            await self._reload(bytes.fromhex(stream))
+            if stream.startswith(STREAM):
+                await self._reload(bytes.fromhex(stream.removeprefix(STREAM)))
 
     async def _reload(self, order_id: bytes) -> Position:
-        recorded = await self._store.call(EventStore.load, order_id.hex())
+        recorded = await self._store.call(EventStore.load, _stream(order_id))
         events = [CODEC.decode(each) for each in recorded]
         position = replay(order_id, events)
         self._take(position, events)
@@ -94,7 +101,7 @@ class Positions:
 
     async def signatures(self, order_id: bytes, index: int) -> Signatures:
         """The peer's refund and CET signatures of an attempt."""
-        data = await self._store.call(EventStore.blob, order_id.hex(), signatures_blob(index))
+        data = await self._store.call(EventStore.blob, _stream(order_id), signatures_blob(index))
         if data is None:
             raise LocalError("no_signatures", f"no signatures of attempt {index} of {order_id.hex()} are stored")
         return decode_signatures(data)
@@ -125,7 +132,7 @@ class Positions:
             if blobs:
                 new[0] = changed(new[0], blobs=tuple(blobs))
             try:
-                await self._store.call(EventStore.append, order_id.hex(), position.version, new)
+                await self._store.call(EventStore.append, _stream(order_id), position.version, new)
             except Conflict:
                 del self._positions[order_id]
                 continue

@@ -7,11 +7,10 @@ repeat itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
-from attrs import frozen
-
+from node.chain.monitor import View
 from node.position.events import (
     AttemptStarted,
     CetConfirmed,
@@ -39,6 +38,7 @@ from protocols.contract.oracle import Attestation
 from protocols.contract.outcomes import covering
 from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractTransactions
+from protocols.contract.transactions import txid as txid_of
 from protocols.contract_setup import AttemptBegun, LockComplete, Order, SetupComplete, SignaturesHeld
 from protocols.errors import LocalError
 
@@ -155,38 +155,7 @@ def fail_setup(code: str, sentence: str) -> Command:
 # --- what the chain and the oracle show -------------------------------------------------------------------------------
 
 
-@frozen
-class Seen:
-    """A transaction in our view of the chain; no height: in the mempool."""
-
-    height: int | None
-    block: bytes | None
-    outputs: tuple[tuple[int, bytes], ...]
-    """Satoshis and script of each output."""
-    spends: frozenset[tuple[bytes, int]]
-    """Outpoints: txid in internal order, index."""
-
-
-@frozen
-class Sight:
-    """What the chain shows of one position's scripts at one moment."""
-
-    tip: int
-    transactions: Mapping[bytes, Seen]
-    """By txid, internal order."""
-
-    def confirmations(self, txid: bytes) -> int:
-        seen = self.transactions.get(txid)
-        return 0 if seen is None or seen.height is None else max(0, self.tip - seen.height + 1)
-
-    def spender(self, txid: bytes, vout: int) -> tuple[bytes, Seen] | None:
-        """The transaction that spends this output; a confirmed one before one in the mempool."""
-        spenders = [item for item in self.transactions.items() if (txid, vout) in item[1].spends]
-        spenders.sort(key=lambda item: item[1].height is None)
-        return spenders[0] if spenders else None
-
-
-def observe(sight: Sight) -> Command:
+def observe(view: View) -> Command:
     """Whatever is new in the chain: each fact once."""
 
     def decide(position: Position) -> list[Event]:
@@ -195,7 +164,7 @@ def observe(sight: Sight) -> Command:
             return events
         transactions = position.transactions()
         for step in (_observe_lock, _observe_commit, _observe_timelocks, _observe_ending):
-            fresh = step(position, transactions, sight)
+            fresh = step(position, transactions, view)
             for event in fresh:
                 position = evolve(position, event)
             events += fresh
@@ -208,66 +177,66 @@ def observe(sight: Sight) -> Command:
     return decide
 
 
-def _observe_lock(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+def _observe_lock(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
     txid = transactions.lock_txid
-    if position.lock is not None or sight.confirmations(txid) < LOCK_CONFIRMATIONS:
+    if position.lock is not None or view.confirmations(txid) < LOCK_CONFIRMATIONS:
         return []
-    return [LockConfirmed(txid, *_where(sight, txid))]
+    return [LockConfirmed(txid, *_where(view, txid))]
 
 
-def _observe_commit(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+def _observe_commit(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
     txid, index = transactions.commit_txid, transactions.plan.index
     events: list[Event] = []
-    if txid in sight.transactions and position.commit_seen is None:
+    if txid in view.transactions and position.commit_seen is None:
         events.append(CommitPublished(index, txid))
-    if position.commit is None and sight.confirmations(txid) >= COMMIT_CONFIRMATIONS:
-        events.append(CommitConfirmed(index, txid, *_where(sight, txid)))
+    if position.commit is None and view.confirmations(txid) >= COMMIT_CONFIRMATIONS:
+        events.append(CommitConfirmed(index, txid, *_where(view, txid)))
     return events
 
 
-def _observe_timelocks(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
+def _observe_timelocks(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
     if position.commit is None:
         return []
     events: list[Event] = []
     # BIP68: a relative lock of n blocks is over for the block n after the one that confirmed; the next is tip + 1.
-    passed = sight.tip + 1 - position.commit.height
+    passed = view.tip_height + 1 - position.commit.height
     timelocks = transactions.plan.terms.timelocks
     if position.attested is not None and not position.cet_timelock_expired:
         settles = position.attested.event == len(transactions.plan.announcements) - 1
         if passed >= (timelocks.settlement if settles else timelocks.liquidation):
-            events.append(CetTimelockExpired(sight.tip))
+            events.append(CetTimelockExpired(view.tip_height))
     if not position.refund_timelock_expired and passed >= timelocks.refund:
-        events.append(RefundTimelockExpired(sight.tip))
+        events.append(RefundTimelockExpired(view.tip_height))
     return events
 
 
-def _observe_ending(position: Position, transactions: ContractTransactions, sight: Sight) -> list[Event]:
-    found = sight.spender(transactions.commit_txid, 0)
-    if found is None:
+def _observe_ending(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
+    seen = view.spender(transactions.commit_txid, 0)
+    if seen is None:
         return []
-    txid, seen = found
-    final = sight.confirmations(txid) >= ENDING_CONFIRMATIONS
+    txid = seen.txid
+    final = view.confirmations(txid) >= ENDING_CONFIRMATIONS
     paid = {
-        role: sum(value for value, script in seen.outputs if script == transactions.plan.party(role).payout_script)
+        role: sum(out.nValue for out in seen.tx.vout if out.scriptPubKey == transactions.plan.party(role).payout_script)
         for role in Role
     }
     payouts = paid[Role.MAKER], paid[Role.TAKER]
-    if txid == transactions.refund.GetTxid():
+    if txid == txid_of(transactions.refund):
         known = position.refund
         if final and (known is None or not known.confirmed):
-            return [RefundConfirmed(txid, *_where(sight, txid), *payouts)]
+            return [RefundConfirmed(txid, *_where(view, txid), *payouts)]
         return [] if known is not None else [RefundPublished(txid, *payouts)]
     known = position.cet
     if final and (known is None or not known.confirmed):
-        return [CetConfirmed(txid, *_where(sight, txid), *payouts)]
+        return [CetConfirmed(txid, *_where(view, txid), *payouts)]
     return [] if known is not None and known.txid == txid else [CetPublished(txid, *payouts)]
 
 
-def _where(sight: Sight, txid: bytes) -> tuple[int, bytes]:
-    seen = sight.transactions[txid]
+def _where(view: View, txid: bytes) -> tuple[int, bytes]:
+    seen = view.transactions[txid]
     assert seen.height is not None
-    assert seen.block is not None
-    return seen.height, seen.block
+    assert seen.block_hash is not None
+    return seen.height, seen.block_hash
 
 
 def attest(event: int, attestation: Attestation) -> Command:

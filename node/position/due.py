@@ -1,0 +1,71 @@
+"""Which transactions a position must have broadcast now: a function of its events, so a restart changes nothing."""
+
+from __future__ import annotations
+
+from node.position.state import Attempt, Position
+from protocols.contract.keys import AttemptKeys, attempt_keys
+from protocols.contract.oracle import opening_scalar, parse_attestation
+from protocols.contract.outcomes import covering
+from protocols.contract.signing import (
+    Signatures,
+    complete_cet,
+    complete_commit,
+    complete_lock,
+    complete_refund,
+)
+
+
+def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[bytes, bytes]:
+    """Transactions by id, parents before children, each complete; empty when nothing is to be broadcast.
+
+    `seed` is the node's 64-byte seed, `signatures` the peer's of the present contract.
+    """
+    contract = position.contract
+    if contract is None or position.ended:
+        return {}
+    plan = position.plan(contract.index)
+    transactions = position.transactions(contract.index)
+    wanted: dict[bytes, bytes] = {}
+    if position.lock is None:
+        if position.peer_witnesses is not None and position.own_witnesses is not None:
+            own, peer = position.own_witnesses, position.peer_witnesses
+            witnesses = dict(enumerate((*own, *peer) if position.role.value == "maker" else (*peer, *own)))
+            wanted[transactions.lock_txid] = complete_lock(plan, witnesses)
+        return wanted
+    if position.publishing is not None and position.commit is None:
+        assert contract.commit_signature is not None
+        keys = _keys(position, contract, seed)
+        commit = complete_commit(plan, position.role, keys, contract.commit_signature)
+        wanted[transactions.commit_txid] = commit
+    if position.commit is None or signatures is None:
+        return wanted
+    keys = _keys(position, contract, seed)
+    attested = position.attested
+    if attested is not None and position.cet_timelock_expired:
+        announcement = plan.announcements[attested.event]
+        attestation = parse_attestation(attested.raw, announcement)
+        outcome = covering(transactions.outcomes, attested.event, attested.price)
+        assert attestation is not None
+        assert outcome is not None
+        raw = complete_cet(
+            plan,
+            position.role,
+            keys.fund,
+            outcome,
+            peer_signature=signatures.of(transactions, outcome),
+            opening=opening_scalar(attestation, announcement, outcome.digits),
+        )
+        wanted[transactions.cet(outcome).GetTxid()] = raw
+    elif attested is None and position.refund_timelock_expired:
+        wanted[transactions.refund.GetTxid()] = complete_refund(plan, position.role, keys.fund, signatures.refund)
+    return wanted
+
+
+def _keys(position: Position, attempt: Attempt, seed: bytes) -> AttemptKeys:
+    return attempt_keys(
+        seed,
+        setup_salt=position.attempts[0].salt,
+        salt=attempt.salt,
+        order_id=position.id,
+        index=attempt.index,
+    )
