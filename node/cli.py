@@ -89,10 +89,10 @@ def maker(
         "log.format": log_format,
     }
     settings = load(MakerConfig, paths=config or (), flags=flags)
-    _set_up_logs(settings.log.level, settings.log.format)
     from node.web.sockets import bind_api
 
     with bind_api(settings.api) as api_socket:
+        _set_up_logs(settings.log.level, settings.log.format)
         from node.maker import run as run_maker
 
         _until_told_to_end(partial(run_maker, settings, api_socket))
@@ -125,10 +125,10 @@ def taker(
         "log.format": log_format,
     }
     settings = load(TakerConfig, paths=config or (), flags=flags)
-    _set_up_logs(settings.log.level, settings.log.format)
     from node.web.sockets import bind_api
 
     with bind_api(settings.api) as api_socket:
+        _set_up_logs(settings.log.level, settings.log.format)
         from node.taker import run as run_taker
 
         _until_told_to_end(partial(run_taker, settings, api_socket))

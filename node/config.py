@@ -362,15 +362,15 @@ def _one_line(error: ValidationError, origin: Mapping[tuple[str, ...], str]) -> 
     """The first problem: where it stands, the value, what is wrong; and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     keys = tuple(str(key) for key in first["loc"])
     known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in origin), ())
     where = origin.get(known) or ".".join(keys)
     match first["type"]:
         case "missing":
-            *tables, _ = keys
-            inside = f"{origin[tuple(tables)]}: " if tuple(tables) in origin else ""
-            what = f"{inside}{'.'.join(keys)} is needed and not set (flag, {_variable(keys)}, or configuration file)"
-            where = ""
+            where = ".".join(keys)
+            what = f"is needed and not set (set {_variable(keys)}, or {where} in a --config file)"
+            return f"{where} {what}{more}"
         case "extra_forbidden":
             what = "there is no such setting"
         case "value_error":
@@ -378,7 +378,6 @@ def _one_line(error: ValidationError, origin: Mapping[tuple[str, ...], str]) -> 
             what = text if isinstance(first["ctx"]["error"], _Sentence) else f"{first['input']!r} {text}"
         case _:
             what = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return " ".join(f"{where}: {what}{more}".removeprefix(": ").split())
 
 
