@@ -7,6 +7,7 @@ scripts were given out: if it is lost, the first sync rebuilds it from the seed.
 """
 
 import base64
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import bdkpython as bdk
 import trio
+from attrs import frozen
 from bitcoin.core import CTransaction
 
 from node.clock import Clock
@@ -40,6 +42,14 @@ TIMEOUT = 30
 """Seconds that BDK waits for an answer."""
 
 
+@frozen
+class _Kept:
+    """A client of BDK's and the address that it dialled."""
+
+    address: str
+    client: bdk.ElectrumClient
+
+
 class BdkWallet(Wallet):
     """A wallet kept by BDK in a SQLite file. `open` makes one."""
 
@@ -56,7 +66,7 @@ class BdkWallet(Wallet):
         self._electrum = electrum
         self._clock = clock
         self._run_blocking = run_blocking
-        self._client: tuple[str, bdk.ElectrumClient] | None = None
+        self._kept: _Kept | None = None
         self._turn = trio.Lock()
         """Held around calls that change or read the wallet together, for milliseconds."""
         self._syncing = trio.Lock()
@@ -86,10 +96,7 @@ class BdkWallet(Wallet):
             started = self._clock.now()
             # A wallet that never finished a scan knows no block but the first one.
             first = self._wallet.latest_checkpoint().height == 0
-            request = (
-                self._wallet.start_full_scan() if first else self._wallet.start_sync_with_revealed_spks()
-            ).build()
-            update = await self._ask(request)
+            update = await self._ask(self._full_scan if first else self._news)
             async with self._turn:
                 await self._run_blocking(partial(self._apply, update))
             self._synced = Synced(started, self._wallet.latest_checkpoint().height)
@@ -116,28 +123,33 @@ class BdkWallet(Wallet):
         async with self._turn:
             return await self._run_blocking(partial(self._reveal_next, keychain))
 
-    async def _ask(self, request: bdk.FullScanRequest | bdk.SyncRequest) -> bdk.Update:
-        """What the chain server says to a request. BDK's client keeps what it fetched, so it serves for many."""
+    async def _ask(self, question: Callable[[bdk.ElectrumClient], bdk.Update]) -> bdk.Update:
+        """What the chain server answers. A client is kept between questions, because it remembers what it fetched."""
         address = self._electrum()
-        # A client in use is in nobody's hands: if it fails or is abandoned, the next sync begins with another.
-        (dialled, client), self._client = self._client or (address, None), None
+        # While in use it is in nobody's hands: one that fails, or is abandoned, is not asked again.
+        kept, self._kept = self._kept, None
 
         def ask() -> tuple[bdk.ElectrumClient, bdk.Update]:
-            asked = client
-            if asked is None or dialled != address:
-                asked = bdk.ElectrumClient(f"tcp://{address}", None, TIMEOUT, 0)
-            if isinstance(request, bdk.FullScanRequest):
-                return asked, asked.full_scan(request, GAP_LIMIT, BATCH, False)
-            return asked, asked.sync(request, BATCH, False)
+            if kept is not None and kept.address == address:
+                with contextlib.suppress(bdk.ElectrumError):  # its connection may have ended since: dial again
+                    return kept.client, question(kept.client)
+            client = bdk.ElectrumClient(f"tcp://{address}", None, TIMEOUT, 0)
+            return client, question(client)
 
         try:
             client, update = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except bdk.ElectrumError as error:
             raise WorldError("electrum", f"chain server at {address}: {error!r}") from error
-        self._client = (address, client)
+        self._kept = _Kept(address, client)
         return update
 
     # What follows runs in worker threads.
+
+    def _full_scan(self, client: bdk.ElectrumClient) -> bdk.Update:
+        return client.full_scan(self._wallet.start_full_scan().build(), GAP_LIMIT, BATCH, False)
+
+    def _news(self, client: bdk.ElectrumClient) -> bdk.Update:
+        return client.sync(self._wallet.start_sync_with_revealed_spks().build(), BATCH, False)
 
     def _apply(self, update: bdk.Update) -> None:
         try:
