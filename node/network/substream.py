@@ -1,0 +1,254 @@
+"""One stream of a connection: a trio stream, whose two ends belong to the two tasks that speak one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+from h2.errors import ErrorCodes
+
+from node.network.errors import Closed, StreamReset
+
+if TYPE_CHECKING:
+    from node.network.address import PeerId
+    from node.network.connection import Connection
+
+CANCEL = int(ErrorCodes.CANCEL)
+INTERNAL_ERROR = int(ErrorCodes.INTERNAL_ERROR)
+NO_ERROR = int(ErrorCodes.NO_ERROR)
+
+
+class _OneAtATime:
+    """trio's rule that two tasks must not use one direction of a stream at once."""
+
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+        self._taken = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self._taken:
+            raise trio.BusyResourceError(self._sentence)
+        self._taken = True
+        try:
+            yield
+        finally:
+            self._taken = False
+
+
+class Substream(trio.abc.HalfCloseableStream):
+    """Bytes both ways, in order, each way ended on its own.
+
+    - The reader gets every byte that arrived before an end or a reset, then ``b""`` or the error.
+    - Refusals (`UnknownProtocol`, `Busy`, `Forbidden`, `HandlerFailed`) are raised by whichever call comes first,
+      since opening does not wait for the answer. `StreamReset` and `ConnectionLost` are BrokenResourceErrors.
+    - `aclose` closes in order; the peer, if it still sends, is told that nobody reads. Cancelled, or after a
+      `send_all` that was cut short, it resets instead: half a message must not look like a whole one.
+    """
+
+    def __init__(self, connection: Connection, stream_id: int, path: str) -> None:
+        self._connection = connection
+        self._id = stream_id
+        self._path = path
+        self._streams = connection.session.streams
+        self._buffer: bytes | bytearray = b""
+        self._eof = False
+        self._closed = False
+        self._sent_eof = False
+        self._torn = False
+        self._broken: Callable[[], Exception] | None = None
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._receiving = _OneAtATime("another task is receiving from this substream")
+        self._sending = _OneAtATime("another task is sending on this substream")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "broken" if self._broken else "open"
+        return f"<Substream {self._path} {self._id} with {self.peer.short} {state}>"
+
+    @property
+    def peer(self) -> PeerId:
+        return self._connection.peer
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    @property
+    def stream_id(self) -> int:
+        return self._id
+
+    # -- receiving
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """What has arrived, at most `max_bytes`; ``b""`` when the peer has ended its half."""
+        if max_bytes is not None and not isinstance(max_bytes, int):
+            raise TypeError(f"max_bytes must be an integer, not {max_bytes!r}")
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        with self._receiving():
+            if self._readable():
+                await trio.lowlevel.checkpoint()
+            else:
+                self._connection.flush()  # the opening may still wait for its first data
+            while not self._readable():
+                await self._arrived.park()
+            if self._closed:
+                raise Closed("the substream")
+            if self._buffer:
+                return self._take(max_bytes)
+            if self._eof:
+                return b""
+            assert self._broken is not None
+            raise self._broken()
+
+    def _readable(self) -> bool:
+        return bool(self._buffer) or self._eof or self._closed or self._broken is not None
+
+    def _take(self, max_bytes: int | None) -> bytes | bytearray:
+        if max_bytes is None or max_bytes >= len(self._buffer):
+            data, self._buffer = self._buffer, b""
+        else:
+            rest = self._buffer if isinstance(self._buffer, bytearray) else bytearray(self._buffer)
+            data = bytes(rest[:max_bytes])
+            del rest[:max_bytes]
+            self._buffer = rest
+        self._streams.consumed(self._id, len(data))
+        self._connection.flush()
+        return data
+
+    # -- sending
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Hand over all of it; waits while the peer, or the connection, takes no more."""
+        with self._sending():
+            self._check_sendable()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            torn_before = self._torn
+            rest = memoryview(data).cast("B")
+            while rest:
+                room = await self._wait_for_room()
+                self._streams.send_data(self._id, rest[:room])
+                rest = rest[room:]
+                self._torn = torn_before or bool(rest)
+                self._connection.flush()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Until `send_all` could begin, or would fail at once."""
+        with self._sending():
+            self._check_sendable(broken=False)
+            await trio.lowlevel.checkpoint()
+            if self._broken is None:
+                await self._wait_for_room(broken=False)
+
+    async def send_eof(self) -> None:
+        """End our half; what the peer sends still arrives."""
+        with self._sending():
+            if self._sent_eof and not self._closed:
+                await trio.lowlevel.checkpoint()
+                return
+            self._check_sendable()
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
+            self._sent_eof = True
+            self._streams.end_stream(self._id)
+            self._connection.settle(self)
+            self._connection.flush()
+
+    def _check_sendable(self, *, broken: bool = True) -> None:
+        if self._closed:
+            raise Closed("the substream")
+        if self._sent_eof:
+            raise Closed("the sending half of the substream")
+        if broken and self._broken is not None:
+            raise self._broken()
+
+    async def _wait_for_room(self, *, broken: bool = True) -> int:
+        while True:
+            self._check_sendable(broken=broken)
+            if self._broken is not None:
+                return 0
+            if not self._connection.congested:
+                if room := self._streams.room(self._id):
+                    return room
+                await self._room.park()
+            else:
+                await self._connection.wait_uncongested()
+
+    # -- ending
+
+    async def aclose(self) -> None:
+        """Close in order, without waiting for the peer; resets if cancelled."""
+        if not self._closed:
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            except trio.Cancelled:
+                self.reset(CANCEL)
+                raise
+            if self._torn:
+                self.reset(CANCEL)
+            else:
+                self._streams.close_stream(self._id)
+                self._close()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self, code: int = CANCEL) -> None:
+        """Give the stream up at once, in both directions; nothing happens if it is closed."""
+        if not self._closed:
+            self._streams.reset_stream(self._id, code)
+            self._close()
+
+    def refuse(self, status: int, body: bytes = b"", retry_after: float | None = None) -> bool:
+        """Answer an opening with another status than 200 and close; False if it was answered already."""
+        if self._closed:
+            return True
+        refused = self._streams.refuse(self._id, status, body, retry_after)
+        if refused:
+            self._close()
+        return refused
+
+    def _close(self) -> None:
+        self._closed = True
+        self._buffer = b""
+        self._wake()
+        self._connection.settle(self)
+        self._connection.flush()
+
+    # -- what the connection tells us
+
+    def data_arrived(self, data: bytes) -> None:
+        if not self._buffer:
+            self._buffer = data
+        elif isinstance(self._buffer, bytearray):
+            self._buffer += data
+        else:
+            self._buffer = bytearray(self._buffer) + data
+        self._arrived.unpark_all()
+
+    def ended(self) -> None:
+        self._eof = True
+        self._arrived.unpark_all()
+
+    def aborted(self, code: int) -> None:
+        self.break_off(lambda: StreamReset(code))
+
+    def break_off(self, error: Callable[[], Exception]) -> None:
+        """The stream is gone: `error` makes what its users are told, a new exception for each."""
+        if self._broken is None:
+            self._broken = error
+        self._wake()
+
+    def window_opened(self) -> None:
+        self._room.unpark_all()
+
+    def _wake(self) -> None:
+        self._arrived.unpark_all()
+        self._room.unpark_all()
+        self._connection.wake_senders()

@@ -1,0 +1,144 @@
+"""A walk over HTTP/2 frame headers before h2 sees them (network.md, "What a hostile peer can do to h2").
+
+h2 is correct, but generous: it buffers 16 MB before it looks at a length, remembers every setting ever named, answers
+any number of pings. The guard refuses at the frame header what none of our peers sends, and counts what they send
+seldom. It looks at nine bytes a frame and never at a payload.
+"""
+
+from attrs import define, frozen
+
+from protocols.errors import RemoteProtocolError
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What the initiator's bytes begin with (RFC 9113 section 3.4)."""
+HEADER_BYTES = 9
+"""Of a frame (RFC 9113 section 4.1): length 3, type 1, flags 1, stream 4."""
+
+# Frame types and flags, RFC 9113 section 6.
+DATA, HEADERS, PRIORITY, RESET, SETTINGS, PUSH_PROMISE, PING, GO_AWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+END_STREAM, END_HEADERS, PADDED, WITH_PRIORITY = 0x01, 0x04, 0x08, 0x20
+
+MAX_DATA = 65_510
+"""Bytes of DATA in a frame: with the frame's header it fills one record exactly."""
+MAX_HEADER_BLOCK = 4096
+MAX_SETTINGS = 48
+MAX_UNKNOWN = 1024
+
+_LENGTHS = {
+    DATA: (0, MAX_DATA),
+    HEADERS: (1, MAX_HEADER_BLOCK),
+    PRIORITY: (5, 5),
+    RESET: (4, 4),
+    SETTINGS: (0, MAX_SETTINGS),
+    PING: (8, 8),
+    GO_AWAY: (8, 8 + 256),
+    WINDOW_UPDATE: (4, 4),
+}
+"""Type → shortest and longest payload. What is not here is unknown to us, to be ignored (RFC 9113 section 4.1)."""
+
+_REFUSED = {PUSH_PROMISE: "PUSH_PROMISE", CONTINUATION: "CONTINUATION"}
+
+
+@frozen
+class Allowance:
+    """How many of a kind may come at once, and how fast the allowance grows back (per second)."""
+
+    burst: float
+    rate: float
+
+
+@frozen
+class Budgets:
+    """Far above what our own nodes do: a liveness ping each 15 s, a reset for each stream that is given up."""
+
+    resets: Allowance = Allowance(burst=200, rate=20)
+    pings: Allowance = Allowance(burst=20, rate=1)
+    settings: Allowance = Allowance(burst=20, rate=20 / 60)
+    idle: Allowance = Allowance(burst=20, rate=1)
+    """Frames that move nothing: empty DATA that ends no stream, PRIORITY, unknown types."""
+
+
+@define
+class _Bucket:
+    name: str
+    allowance: Allowance
+    level: float
+    since: float | None = None
+
+    def take(self, now: float) -> None:
+        if self.since is not None:
+            grown = self.level + (now - self.since) * self.allowance.rate
+            self.level = min(self.allowance.burst, grown)
+        self.since = now
+        self.level -= 1
+        if self.level < 0:
+            raise RemoteProtocolError(
+                "frame_flood",
+                f"too many {self.name} frames: {self.allowance.burst:g} at once and "
+                f"{self.allowance.rate:.3g} a second are allowed",
+            )
+
+    def give_back(self) -> None:
+        self.level = min(self.allowance.burst, self.level + 1)
+
+
+class Guard:
+    """Checks one direction of a connection. A RemoteProtocolError out of `check` ends the connection."""
+
+    def __init__(self, budgets: Budgets, *, preface: bool) -> None:
+        """`preface`: the bytes begin with the connection preface, which an initiator sends."""
+        self._preface = PREFACE if preface else b""
+        self._partial = b""
+        self._body = 0
+        self.resets = _Bucket("RST_STREAM", budgets.resets, budgets.resets.burst)
+        self._idle = _Bucket("idle", budgets.idle, budgets.idle.burst)
+        self._counted = {
+            RESET: self.resets,
+            PING: _Bucket("PING", budgets.pings, budgets.pings.burst),
+            SETTINGS: _Bucket("SETTINGS", budgets.settings, budgets.settings.burst),
+            PRIORITY: self._idle,
+        }
+
+    def check(self, data: bytes, now: float) -> None:
+        """Walk the next bytes, cut anywhere. `now` is in seconds of any clock that does not run backwards."""
+        position, end = 0, len(data)
+        if self._preface:
+            position = min(len(self._preface), end)
+            if not self._preface.startswith(data[:position]):
+                raise RemoteProtocolError("bad_preface", "the connection does not begin with the HTTP/2 preface")
+            self._preface = self._preface[position:]
+        while position < end:
+            if self._body:
+                step = min(self._body, end - position)
+                self._body -= step
+                position += step
+                continue
+            header = self._partial + data[position : position + HEADER_BYTES - len(self._partial)]
+            position += len(header) - len(self._partial)
+            if len(header) < HEADER_BYTES:
+                self._partial = header
+                return
+            self._partial = b""
+            self._body = int.from_bytes(header[:3], "big")
+            self._frame(self._body, header[3], header[4], now)
+
+    def _frame(self, length: int, kind: int, flags: int, now: float) -> None:
+        if kind in _REFUSED:
+            raise RemoteProtocolError("bad_frame", f"{_REFUSED[kind]} frames are not taken")
+        shortest, longest = _LENGTHS.get(kind, (0, MAX_UNKNOWN))
+        if not shortest <= length <= longest:
+            raise RemoteProtocolError(
+                "bad_frame", f"a frame of type {kind} has {length} bytes, allowed are {shortest} to {longest}"
+            )
+        if kind == DATA:
+            if flags & PADDED:
+                raise RemoteProtocolError("bad_frame", "padded DATA is not taken")
+            if not length and not flags & END_STREAM:
+                self._idle.take(now)
+        elif kind == HEADERS:
+            if flags & (PADDED | WITH_PRIORITY) or not flags & END_HEADERS:
+                raise RemoteProtocolError("bad_frame", "HEADERS must be one frame without padding and priority")
+        elif (bucket := self._counted.get(kind)) is not None:
+            bucket.take(now)
+        elif kind not in _LENGTHS:
+            self._idle.take(now)

@@ -1,0 +1,460 @@
+"""Streams by HTTP/2 frames: one h2 connection a side, and both sides open streams (network.md, "Streams").
+
+What h2 does not do is here: who has ended what, windows given back at two speeds, the answer's status that rides
+with its first data, refusals with a body, and what may still arrive on a stream that we have given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import h2.events
+from attrs import define, field, frozen
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes, Settings
+from h2.stream import StreamClosedBy
+from hyperframe.frame import DataFrame, Frame, HeadersFrame
+
+from protocols.errors import LocalError, RemoteProtocolError
+from protocols.transport.events import (
+    DataArrived,
+    DrainHeard,
+    Event,
+    Farewell,
+    LimitChanged,
+    PongArrived,
+    StreamAborted,
+    StreamEnded,
+    StreamOpened,
+    StreamRefused,
+    WindowOpened,
+)
+from protocols.transport.guard import MAX_DATA, MAX_HEADER_BLOCK, Budgets, Guard
+
+OK = 200
+MAX_REFUSAL = 4096
+"""Bytes of a refusal's body."""
+_INITIAL_CONNECTION_WINDOW = 65_535  # RFC 9113 section 6.9.2
+
+
+@frozen
+class SessionLimits:
+    """What one side grants the other on one connection."""
+
+    streams: int = 100
+    """Streams that each side may have open."""
+    stream_window: int = 256 * 1024
+    """Bytes a stream may hold that nobody has read: given back as the reader consumes them."""
+    connection_window: int = 8 * 1024 * 1024
+    """Bytes under way on the connection: given back on receipt, so that a slow reader delays no other stream."""
+    unsent_answers: int = 16 * 1024
+    """Bytes of acknowledgements that may wait for a peer who does not read."""
+    budgets: Budgets = field(factory=Budgets)
+
+
+class _H2(H2Connection):
+    """h2 with less memory of the past, and silence on streams that we have reset."""
+
+    MAX_CLOSED_STREAMS = 1024
+
+    def __init__(self, config: H2Configuration) -> None:
+        super().__init__(config)
+        self.ignored = 0
+        """Flow-controlled bytes received on streams that we had reset."""
+
+    def _receive_frame(self, frame: Frame) -> list[h2.events.Event]:
+        if self._stream_closed_by(frame.stream_id) is StreamClosedBy.SEND_RST_STREAM:
+            return self._ignore(frame)
+        if frame.__class__ is DataFrame:
+            # What h2 does, less the repr of each frame that it makes for a logger that is off: a third of the
+            # time of bulk transfer.
+            frames, events = self._receive_data_frame(frame)
+            self._prepare_for_sending(frames)
+            return events
+        return super()._receive_frame(frame)
+
+    def _ignore(self, frame: Frame) -> list[h2.events.Event]:
+        """RFC 9113 section 5.1: what was under way when our RST_STREAM left is no error and needs no answer.
+
+        h2 would answer each frame with one more RST_STREAM, which looks like a flood to the peer. It only has to be
+        counted: DATA against the connection's window, header blocks into the compression state.
+        """
+        if isinstance(frame, DataFrame):
+            self._inbound_flow_control_window_manager.window_consumed(frame.flow_controlled_length)
+            self.ignored += frame.flow_controlled_length
+        elif isinstance(frame, HeadersFrame):
+            self.decoder.decode(frame.data, raw=True)
+        return []
+
+
+@define
+class _Stream:
+    id: int
+    path: str
+    ours: bool
+    answered: bool = False
+    sent_end: bool = False
+    received_end: bool = False
+    unreturned: int = 0
+    refusal: _Refusal | None = None
+
+
+@define
+class _Refusal:
+    status: int
+    retry_after: float | None
+    body: bytes = b""
+
+
+class Streams:
+    """One side's streams: plaintext in, events and plaintext out. Any error out of `receive` ends the connection."""
+
+    def __init__(self, limits: SessionLimits, *, initiator: bool, own: bytes, peer: bytes | None) -> None:
+        """`own` and `peer` are public keys; the responder learns `peer` from the handshake (set it then)."""
+        self._limits = limits
+        self._initiator = initiator
+        self._own = own.hex().encode()
+        self.peer = peer
+        self._guard = Guard(limits.budgets, preface=not initiator)
+        self._h2 = _h2(limits, initiator=initiator)
+        self._streams: dict[int, _Stream] = {}
+        self._ours = 0
+        self._refused_streams: list[int] = []
+        self._unreturned = 0
+        self._outgoing = bytearray()
+        self._answers = 0
+        self._settings_heard = False
+        self._draining = False
+        self._closed = False
+        self._react: dict[type[h2.events.Event], Callable[[Any, list[Event]], None]] = {
+            h2.events.RequestReceived: self._requested,
+            h2.events.ResponseReceived: self._responded,
+            h2.events.DataReceived: self._data,
+            h2.events.StreamEnded: self._ended,
+            h2.events.StreamReset: self._reset,
+            h2.events.WindowUpdated: lambda event, events: events.append(WindowOpened(event.stream_id)),
+            h2.events.RemoteSettingsChanged: self._settings,
+            h2.events.SettingsAcknowledged: self._acknowledged,
+            h2.events.PingAckReceived: lambda event, events: events.append(PongArrived(event.ping_data)),
+            h2.events.ConnectionTerminated: self._terminated,
+            h2.events.PingReceived: _nothing,
+            h2.events.PriorityUpdated: _nothing,
+            h2.events.AlternativeServiceAvailable: _nothing,
+            h2.events.UnknownFrameReceived: _nothing,
+        }
+
+    # -- what the peer sends
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """Take plaintext, cut anywhere. `now`: see :meth:`Guard.check`."""
+        self._collect()
+        before = len(self._outgoing)
+        self._guard.check(data, now)
+        events: list[Event] = []
+        try:
+            for happened in self._h2.receive_data(data):
+                react = self._react.get(type(happened))
+                if react is None:
+                    raise RemoteProtocolError("bad_frame", f"{type(happened).__name__} is no part of the protocol")
+                react(happened, events)
+        except RemoteProtocolError:
+            raise
+        except Exception as error:
+            # Whatever a parser of hostile bytes raises, the bytes are to blame.
+            raise RemoteProtocolError("bad_frame", f"{type(error).__name__}: {error}") from error
+        for stream_id in self._refused_streams:
+            # A stream may be over already: only now, behind the whole batch, does h2 know.
+            if not self._closed and (stream := self._h2.streams.get(stream_id)) and not stream.closed:
+                self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+        self._refused_streams.clear()
+        self._return_to_connection()
+        self._collect()
+        self._answers += len(self._outgoing) - before
+        if self._answers > self._limits.unsent_answers:
+            raise RemoteProtocolError("answers_unread", "the peer asks for answers and does not read them")
+        return events
+
+    @property
+    def settings_heard(self) -> bool:
+        """Whether the peer's settings have arrived."""
+        return self._settings_heard
+
+    def consumed(self, stream_id: int, count: int) -> None:
+        """The reader took `count` bytes: let the peer send as many again, in steps of half a window."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.received_end:
+            return
+        stream.unreturned += count
+        if stream.unreturned >= self._limits.stream_window // 2:
+            self._h2.increment_flow_control_window(stream.unreturned, stream_id)
+            stream.unreturned = 0
+
+    def _return_to_connection(self) -> None:
+        self._unreturned += self._h2.ignored
+        self._h2.ignored = 0
+        if self._unreturned >= self._limits.connection_window // 8 and not self._closed:
+            self._h2.increment_flow_control_window(self._unreturned)
+            self._unreturned = 0
+
+    def _requested(self, event: h2.events.RequestReceived, events: list[Event]) -> None:
+        headers = {bytes(name): bytes(value) for name, value in event.headers}
+        expected = {b":method": b"POST", b":scheme": b"cfd", b":authority": self._own}
+        for name, value in expected.items():
+            if headers.get(name) != value:
+                raise RemoteProtocolError(
+                    "bad_request", f"a stream was opened with {name.decode()} {headers.get(name)!r}, must be {value!r}"
+                )
+        path = headers[b":path"].decode("ascii", "backslashreplace")
+        self._streams[event.stream_id] = _Stream(event.stream_id, path, ours=False)
+        events.append(StreamOpened(event.stream_id, path))
+
+    def _responded(self, event: h2.events.ResponseReceived, events: list[Event]) -> None:
+        stream = self._streams[event.stream_id]
+        headers = {bytes(name): bytes(value) for name, value in event.headers}
+        status = int(headers[b":status"])
+        stream.answered = True
+        if status != OK:
+            stream.refusal = _Refusal(status, _seconds(headers.get(b"retry-after")))
+
+    def _data(self, event: h2.events.DataReceived, events: list[Event]) -> None:
+        self._unreturned += event.flow_controlled_length
+        stream = self._streams[event.stream_id]
+        if stream.refusal is not None:
+            stream.refusal.body += event.data
+            if len(stream.refusal.body) > MAX_REFUSAL:
+                raise RemoteProtocolError("bad_refusal", f"a refusal's body has more than {MAX_REFUSAL} bytes")
+        elif event.data:
+            events.append(DataArrived(event.stream_id, event.data))
+
+    def _ended(self, event: h2.events.StreamEnded, events: list[Event]) -> None:
+        stream = self._streams[event.stream_id]
+        stream.received_end = True
+        if stream.refusal is not None:
+            self._refused(stream, stream.refusal, events)
+            return
+        events.append(StreamEnded(event.stream_id))
+        self._forget_if_done(stream)
+
+    def _refused(self, stream: _Stream, refusal: _Refusal, events: list[Event]) -> None:
+        events.append(StreamRefused(stream.id, refusal.status, refusal.body, refusal.retry_after))
+        self._forget(stream)
+        self._refused_streams.append(stream.id)
+
+    def _reset(self, event: h2.events.StreamReset, events: list[Event]) -> None:
+        stream = self._streams.get(event.stream_id)
+        if stream is None:
+            return
+        if stream.received_end:
+            # The orderly close of a side that had ended its half: no rapid reset, so it costs the peer nothing.
+            self._guard.resets.give_back()
+        if stream.refusal is not None:
+            self._refused(stream, stream.refusal, events)
+            return
+        events.append(StreamAborted(stream.id, int(event.error_code or 0)))
+        self._forget(stream)
+
+    def _settings(self, event: h2.events.RemoteSettingsChanged, events: list[Event]) -> None:
+        self._settings_heard = True
+        for code in event.changed_settings:
+            if not isinstance(code, SettingCodes):
+                # To be ignored (RFC 9113 section 6.5.2); h2 would keep every one for ever.
+                self._h2.remote_settings.pop(code, None)
+        events += [LimitChanged(), WindowOpened(0)]
+
+    def _acknowledged(self, event: h2.events.SettingsAcknowledged, events: list[Event]) -> None:
+        if SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:
+            events.append(DrainHeard())
+
+    def _terminated(self, event: h2.events.ConnectionTerminated, events: list[Event]) -> None:
+        self._closed = True
+        events.append(Farewell(int(event.error_code or 0), event.additional_data or b""))
+
+    # -- what we send
+
+    @property
+    def may_open(self) -> bool:
+        """Whether one more stream of ours is allowed now."""
+        return not self._closed and not self._draining and self._ours < self.streams_allowed
+
+    @property
+    def streams_allowed(self) -> int:
+        """How many streams of ours the peer takes at once; 0 when it is draining."""
+        return min(self._limits.streams, self._h2.remote_settings.max_concurrent_streams)
+
+    @property
+    def open_streams(self) -> int:
+        """Streams of either side that are not over."""
+        return len(self._streams)
+
+    def open_stream(self, path: str) -> int:
+        """Begin a stream; its headers wait for the first data, or for the next flush."""
+        if not self.may_open:
+            raise LocalError("too_many_streams", f"{self._ours} streams are open, allowed are {self.streams_allowed}")
+        assert self.peer is not None
+        stream_id = self._h2.get_next_available_stream_id()
+        headers = [
+            (b":method", b"POST"),
+            (b":scheme", b"cfd"),
+            (b":authority", self.peer.hex().encode()),
+            (b":path", path.encode("ascii")),
+        ]
+        self._h2.send_headers(stream_id, headers)
+        self._streams[stream_id] = _Stream(stream_id, path, ours=True)
+        self._ours += 1
+        return stream_id
+
+    def alive(self, stream_id: int) -> bool:
+        """Whether the stream is still there to send on. Nothing below does harm to a stream that is gone."""
+        return stream_id in self._streams and not self._closed
+
+    def room(self, stream_id: int) -> int:
+        """How many bytes `send_data` takes now: what windows and frame size allow."""
+        if not self.alive(stream_id):
+            return 0
+        window = self._h2.local_flow_control_window(stream_id)
+        return max(0, min(window, self._h2.max_outbound_frame_size, MAX_DATA))
+
+    def send_data(self, stream_id: int, data: bytes | memoryview) -> None:
+        """Send at most `room` bytes, behind the status 200 if this is our first answer."""
+        stream = self._writable(stream_id)
+        if stream is None:
+            return
+        self._answer(stream)
+        self._h2.send_data(stream_id, data)
+
+    def end_stream(self, stream_id: int) -> None:
+        """Close our half."""
+        stream = self._writable(stream_id)
+        if stream is None:
+            return
+        stream.sent_end = True
+        if stream.ours or stream.answered:
+            self._h2.end_stream(stream_id)
+        else:
+            self._answer(stream, end=True)
+        self._forget_if_done(stream)
+
+    def close_stream(self, stream_id: int) -> None:
+        """Close our half, and free the stream if the peer has not closed its own: nobody reads it any more."""
+        self.end_stream(stream_id)
+        self.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        """Give the stream up in both directions."""
+        if not self.alive(stream_id):
+            return
+        self._h2.reset_stream(stream_id, code)
+        self._forget(self._streams[stream_id])
+
+    def refuse(self, stream_id: int, status: int, body: bytes = b"", retry_after: float | None = None) -> bool:
+        """Answer with a status other than 200, and be done with the stream; False if it was answered before."""
+        stream = self._writable(stream_id)
+        if stream is None:
+            return True
+        if stream.ours or stream.answered:
+            return False
+        headers = [(b":status", str(status).encode())]
+        if retry_after is not None:
+            headers.append((b"retry-after", f"{max(0.0, retry_after):.3f}".encode()))
+        self._h2.send_headers(stream_id, headers)
+        stream.answered = True
+        if body := body[: min(MAX_REFUSAL, self.room(stream_id))]:
+            self._h2.send_data(stream_id, body)
+        self.close_stream(stream_id)
+        return True
+
+    def ping(self, payload: bytes) -> None:
+        """Ask for a sign of life: 8 bytes that come back in a `PongArrived`."""
+        if not self._closed:
+            self._h2.ping(payload)
+
+    def drain(self) -> None:
+        """Take no more streams, open none. `DrainHeard` says that the peer knows."""
+        if not self._closed and not self._draining:
+            self._draining = True
+            self._h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0})
+
+    def go_away(self, code: int, reason: bytes = b"") -> None:
+        """The last thing we say."""
+        if not self._closed:
+            self._closed = True
+            self._h2.close_connection(code, reason[:256])
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait to be taken."""
+        self._collect()
+        return len(self._outgoing)
+
+    def take(self) -> bytes:
+        """What is to be sent now."""
+        self._collect()
+        data = bytes(self._outgoing)
+        self._outgoing.clear()
+        self._answers = 0
+        return data
+
+    def _collect(self) -> None:
+        if data := self._h2.data_to_send():
+            self._outgoing += data
+
+    def _writable(self, stream_id: int) -> _Stream | None:
+        stream = self._streams.get(stream_id)
+        if stream is None or self._closed:
+            return None
+        return None if stream.sent_end else stream
+
+    def _answer(self, stream: _Stream, *, end: bool = False) -> None:
+        if not stream.ours and not stream.answered:
+            stream.answered = True
+            self._h2.send_headers(stream.id, [(b":status", b"200")], end_stream=end)
+
+    def _forget_if_done(self, stream: _Stream) -> None:
+        if stream.sent_end and stream.received_end:
+            self._forget(stream)
+
+    def _forget(self, stream: _Stream) -> None:
+        if self._streams.pop(stream.id, None) is not None and stream.ours:
+            self._ours -= 1
+
+
+def _h2(limits: SessionLimits, *, initiator: bool) -> _H2:
+    config = H2Configuration(
+        client_side=initiator,
+        header_encoding=None,
+        # Our own headers are lower case and few: h2 need not look at them.
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+    )
+    connection = _H2(config)
+    # In force from the first byte and not from the peer's acknowledgement: it has them before its first stream,
+    # because they ride in the handshake.
+    connection.local_settings = Settings(
+        client=initiator,
+        initial_values={
+            SettingCodes.ENABLE_PUSH: 0,
+            SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window,
+            SettingCodes.MAX_FRAME_SIZE: MAX_DATA,
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
+            SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BLOCK,
+        },
+    )
+    connection.max_inbound_frame_size = MAX_DATA
+    connection.decoder.max_header_list_size = MAX_HEADER_BLOCK
+    connection.initiate_connection()
+    connection.increment_flow_control_window(limits.connection_window - _INITIAL_CONNECTION_WINDOW)
+    return connection
+
+
+def _seconds(text: bytes | None) -> float | None:
+    """A retry-after of digits and at most one point; anything else says nothing."""
+    if text is None or len(text) > 16 or not text.replace(b".", b"", 1).isdigit():
+        return None
+    return float(text)
+
+
+def _nothing(event: object, events: list[Event]) -> None:
+    pass
