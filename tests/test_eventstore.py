@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.clock import Clock
-from node.errors import NeedsUser
+from node.errors import Disconnected, NeedsUser
 from node.eventstore.database import Database
 from node.eventstore.interface import (
     AlreadyHandled,
@@ -33,6 +33,8 @@ from node.eventstore.interface import (
 )
 from node.eventstore.memory import MemoryStore
 from node.eventstore.sqlite import run_store
+from node.health import State
+from node.supervision import Service
 from protocols.errors import CodedError, LocalError, WorldError
 
 R = TypeVar("R")
@@ -374,6 +376,8 @@ import sys, trio
 from pathlib import Path
 from node.eventstore.interface import Blob, NewEvent
 from node.eventstore.sqlite import run_store
+from node.health import State
+from node.supervision import Service
 
 async def append(store, stream):
     for position in range(1_000_000):
@@ -623,3 +627,46 @@ async def test_ids_are_never_used_again(tmp_path: Path) -> None:
         assert store.last_id == 2
         (recorded,) = await store.append("b", 0, [event()])
         assert recorded.id == 3
+
+
+# SQLite: the service
+
+
+async def test_a_damaged_store_is_blocked_until_its_file_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    _text(path)
+    service = Service("store", partial(run_store, path, run_blocking=inline), raise_bugs=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.supervise)
+        await service.until(State.BLOCKED)
+        assert "damaged" in service.health.reason
+        assert "move the file aside" in service.health.remedy
+        path.rename(tmp_path / "damaged.sqlite")
+        service.restart()
+        await service.until(State.HEALTHY)
+        with service.lent() as store:
+            assert len(await store.append("a", 0, [event()])) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_append_in_flight_when_the_store_is_stopped_raises_disconnected(tmp_path: Path) -> None:
+    gate = Gate()
+    service = Service("store", partial(run_store, tmp_path / "events.sqlite", run_blocking=gate.run), raise_bugs=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.supervise)
+        await service.until(State.HEALTHY)
+        gate.open = trio.Event()
+        async with trio.open_nursery() as tasks:
+
+            async def append() -> None:
+                with pytest.raises(Disconnected), service.lent() as store:
+                    await store.append("a", 0, [event()])
+
+            tasks.start_soon(append)
+            await trio.testing.wait_all_tasks_blocked()
+            service.restart()
+        gate.open.set()
+        await service.until(State.HEALTHY)
+        with service.lent() as store:
+            assert await store.append("a", len(await store.load("a")), [event()])
+        nursery.cancel_scope.cancel()

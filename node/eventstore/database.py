@@ -2,6 +2,8 @@
 
 The writer runs groups of writes: one transaction and so one fsync for the group, a savepoint for each write, so that a
 refused one fails alone. The reader sees only what is committed (WAL), and is not held up by the writer.
+
+Nobody else in this process may open and close the file while it is in use: POSIX would drop SQLite's locks on it.
 """
 
 import contextlib

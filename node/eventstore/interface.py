@@ -107,6 +107,7 @@ class EventStore(ABC):
     @abstractmethod
     def last_id(self) -> int:
         """The id of the newest event (0 before the first); every event up to it can be read."""
+        raise NotImplementedError
 
     @abstractmethod
     async def append(
@@ -118,35 +119,44 @@ class EventStore(ABC):
         With a `cursor` the reaction to an event is written exactly once, also if it is no events at all.
         Raises `Conflict`, `AlreadyHandled`, `BlobExists`, or as the module says.
         """
+        raise NotImplementedError
 
     @abstractmethod
     async def load(self, stream: str, after: int = 0) -> list[Recorded]:
         """The events of a stream whose position is greater than `after`, in order; empty for an unknown stream."""
+        raise NotImplementedError
 
     @abstractmethod
     async def read(self, after_id: int = 0, limit: int = 1000) -> list[Recorded]:
         """At most `limit` events of all streams with an id greater than `after_id`, in order."""
+        raise NotImplementedError
 
     @abstractmethod
     async def streams(self) -> list[str]:
         """The names of all streams, sorted."""
+        raise NotImplementedError
 
     @abstractmethod
     async def blob(self, stream: str, kind: str) -> bytes | None:
         """A blob's data; None when it was never written or is pruned."""
+        raise NotImplementedError
 
     @abstractmethod
     async def prune(self, stream: str, kinds: Iterable[str]) -> None:
         """Delete these blobs of a stream; those that do not exist are no error, so it may be repeated."""
+        raise NotImplementedError
 
     @abstractmethod
     async def cursor(self, name: str) -> int | None:
         """The id up to which the subscription `name` has dealt with events; None before its first word."""
+        raise NotImplementedError
 
     @abstractmethod
     async def ack(self, cursor: Cursor) -> None:
         """Move a cursor forward (never back) after a reaction in the world outside: at least once."""
+        raise NotImplementedError
 
     @abstractmethod
     async def wait_beyond(self, after_id: int) -> None:
         """Wait until there is an event with an id greater than `after_id`."""
+        raise NotImplementedError
