@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from attrs import frozen
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -112,6 +113,13 @@ def _parsed(parse: Callable[[str], object], value: object) -> str:
     return text
 
 
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise _Sentence(f"{path}: {error}") from None
+
+
 def _whole(number: object) -> object:
     if isinstance(number, bool | float):
         raise ValueError("is not a whole number")
@@ -125,6 +133,7 @@ def _list(value: object) -> object:
     return value
 
 
+DataDirectory = Annotated[Path, AfterValidator(_at_home), Field(validate_default=True)]
 Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
 LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
 Key = Annotated[str, BeforeValidator(_key)]
@@ -191,7 +200,7 @@ class NodeConfig(_Table):
     """What a maker and a taker have in common."""
 
     network: Network
-    data: Path
+    data: DataDirectory
     """The data directory: seed, store, wallet, API token."""
     electrum: ElectrumServers
     oracle: OracleTable
@@ -227,7 +236,7 @@ class NodeConfig(_Table):
 
 
 class MakerConfig(NodeConfig):
-    data: Path = Path("~/.cfdnode/maker")
+    data: DataDirectory = Path("~/.cfdnode/maker")
     api: LoopbackAddress = HostPort("127.0.0.1", 9811)
     listen: Address = HostPort("127.0.0.1", 9810)
     """Where takers connect."""
@@ -247,7 +256,7 @@ class MakerConfig(NodeConfig):
 
 
 class TakerConfig(NodeConfig):
-    data: Path = Path("~/.cfdnode/taker")
+    data: DataDirectory = Path("~/.cfdnode/taker")
     api: LoopbackAddress = HostPort("127.0.0.1", 9821)
     makers: PeerAddresses = ()
 
@@ -255,7 +264,7 @@ class TakerConfig(NodeConfig):
 class WorldConfig(_Table):
     """A regtest world: see `node.regtest.world`."""
 
-    data: Path = Path("~/.cfdnode/regtest")
+    data: DataDirectory = Path("~/.cfdnode/regtest")
     hour: Seconds = 3600.0
     """Seconds that an hour takes; a block comes every sixth of it."""
     prices: Path | None = None
@@ -297,11 +306,9 @@ def load(
             flag = "--" + dotted.replace(".", "-").replace("_", "-")
             _merge(merged, _nest(tuple(dotted.split(".")), given), origin, partial(_by_name, flag))
     try:
-        config = kind.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_one_line(error, origin)) from None
-    data: Path = getattr(config, "data")  # noqa: B009 - every kind has it, the base class does not
-    return config.model_copy(update={"data": data.expanduser()})
 
 
 def _read(path: Path) -> Tree:

@@ -118,6 +118,7 @@ def refusal(kind: type[MakerConfig] | type[TakerConfig] | type[WorldConfig], pat
         ("clock__hour", "0", "--clock-hour: '0': input should be greater than 0"),
         ("clock__hour", "inf", "--clock-hour: 'inf': input should be a finite number"),
         ("log__level", "loud", "--log-level: 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
+        ("data", "~nobody-of-this-name/x", "--data: ~nobody-of-this-name/x: "),
         ("colour", "blue", "--colour: there is no such setting"),
     ],
 )  # fmt: skip

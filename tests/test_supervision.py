@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 from attrs import define, field
+from structlog.testing import capture_logs
 
 from node.clock import Clock
 from node.errors import Disconnected, NeedsUser
@@ -86,6 +87,12 @@ async def supervised(*services: Service[Any]) -> AsyncIterator[None]:
             nursery.start_soon(one.supervise)
         yield
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as entries:
+        yield entries
 
 
 async def settle() -> None:
@@ -264,7 +271,7 @@ async def test_a_cancelled_life_may_return_as_if_nothing_had_happened() -> None:
         await part.until(State.STOPPED)
 
 
-async def test_a_cancelled_life_may_still_say_that_it_has_started() -> None:
+async def test_a_cancelled_life_may_still_say_that_it_has_started(autojump_clock: object) -> None:
     async def late(*, task_status: trio.TaskStatus[Part]) -> None:
         with trio.CancelScope(shield=True):
             await trio.sleep(1)
@@ -413,7 +420,9 @@ async def test_a_life_that_never_comes_up_backs_off_however_long_it_tries(autoju
 
 
 @pytest.mark.parametrize("how", ["raises", "returns", "ends before it started"])
-async def test_an_error_nobody_foresaw_restarts_too_and_is_counted(how: str, autojump_clock: object) -> None:
+async def test_an_error_nobody_foresaw_restarts_too_and_is_counted(
+    how: str, autojump_clock: object, logged: list[MutableMapping[str, Any]]
+) -> None:
     lives = Lives()
 
     async def buggy(*, task_status: trio.TaskStatus[Part]) -> None:
@@ -431,6 +440,7 @@ async def test_an_error_nobody_foresaw_restarts_too_and_is_counted(how: str, aut
             fail()
             await part.until(State.RESTARTING)
             assert part.health.bugs == count
+            assert len([entry for entry in logged if entry["event"] == "bug in a service"]) == count
             await trio.sleep(2)
 
     lives = Lives()

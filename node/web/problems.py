@@ -17,6 +17,9 @@ from protocols.errors import CodedError, LocalError, RemoteError, WorldError
 _log = structlog.get_logger(__name__)
 
 
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
 class NotFound(LocalError):
     """What the request names does not exist here."""
 
@@ -45,6 +48,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.exception_handler(CodedError)(_coded)
     app.exception_handler(RequestValidationError)(_malformed)
     app.exception_handler(HTTPException)(_http)
+    app.exception_handler(Exception)(_bug)
 
 
 async def _coded(_request: Request, error: CodedError) -> JSONResponse:
@@ -79,29 +83,40 @@ async def _malformed(_request: Request, error: RequestValidationError) -> JSONRe
 
 async def _http(request: Request, error: HTTPException) -> JSONResponse:
     status = error.status_code
-    code = HTTPStatus(status).name.lower()
+    code = _HTTP_CODES.get(status, f"http_{status}")
     sentence = f"{request.method} {request.url.path}: {error.detail}"
     return problem(status, code, sentence, headers=error.headers)
 
 
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    _log.error("bug in a request's handler", path=request.url.path, exc_info=error)
+    return problem(500, "internal_error", "a bug in this node; its log says more")
+
+
 class CrashGuard:
-    """The outermost layer of an app: a bug in a handler is one 500 problem, and is logged, and ends nothing else."""
+    """The outermost layer of an app: a bug in a handler is one 500 problem, and is logged, and ends nothing else.
+
+    FastAPI answers (with `_bug`) and then raises the bug once more, for its server to log; here that ends.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answered = False
+        answered = complete = False
 
         async def watched(message: Message) -> None:
-            nonlocal answered
+            nonlocal answered, complete
             answered = True
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
         except Exception as error:
-            _log.error("bug in a request's handler", path=scope.get("path"), exc_info=error)
+            if complete:
+                return
+            _log.error("bug in answering a request", path=scope.get("path"), exc_info=error)
             if answered or scope["type"] != "http":
                 raise  # too late to answer: the server ends this connection
-            await problem(500, "internal_error", "a bug in this node; see its log")(scope, receive, send)
+            await problem(500, "internal_error", "a bug in this node; its log says more")(scope, receive, send)
