@@ -15,7 +15,7 @@ from btclib_secp256k1 import keys as curve
 from node.regtest.consensus import BlockRejected, Chain, ScriptRefused, check_scripts
 from node.regtest.consensus import TxOut as Spent
 from protocols.contract import adaptor, schnorr, signing
-from protocols.contract.funding import FundingInput
+from protocols.contract.funding import PUNISH_BASE_VSIZE, FundingInput
 from protocols.contract.keys import check_revocation, key_sort
 from protocols.contract.numbers import ORDER
 from protocols.contract.outcomes import Outcome, covering
@@ -373,16 +373,22 @@ def test_a_revoked_commit_is_punished_in_the_next_block(world: World, cheat: Rol
     assert publish is not None
     revoke = keys[cheat].revoke
     check_revocation(plan.party(cheat).points.revoke, revoke)
-    punished = signing.punish(
-        plan,
-        wronged,
-        keys[wronged].fund,
-        publish_secret=publish,
-        revoke_secret=revoke,
-        script=p2tr_of("safe"),
-        fee=1_000,
-    )
-    assert vsize(CTransaction.deserialize(punished)) == 126 + 43
+
+    def punish(fee: int) -> bytes:
+        return signing.punish(
+            plan,
+            wronged,
+            keys[wronged].fund,
+            publish_secret=publish,
+            revoke_secret=revoke,
+            script=p2tr_of("safe"),
+            fee=fee,
+        )
+
+    with pytest.raises(ValueError, match="fee is"):
+        punish(opened.transactions.commit_value)
+    punished = punish(1_000)
+    assert vsize(CTransaction.deserialize(punished)) == PUNISH_BASE_VSIZE + 43
     world.mine(punished)
     assert paid(punished) == [(opened.transactions.commit_value - 1_000, p2tr_of("safe"))]
 

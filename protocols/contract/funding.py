@@ -17,6 +17,8 @@ MAX_INPUTS = 20
 COMMIT_VSIZE = 166
 SPEND_BASE_VSIZE = 118
 """A CET, refund or cooperative spend without its outputs."""
+PUNISH_BASE_VSIZE = 126
+"""A punish transaction without its output."""
 LOCK_SHARE_WEIGHT = 107
 """Half of what is neither side's own in the lock: 10.5 + 43 vbytes."""
 P2WPKH_INPUT_WEIGHT, P2TR_INPUT_WEIGHT = 272, 230

@@ -3,6 +3,9 @@
 Each side signs every CET with an adaptor signature that the oracle's scalars open, the refund with a plain one, and
 the commit with an adaptor signature that the *receiver's* publish secret opens: whoever publishes a commit reveals
 that secret. What is made here can be made again byte for byte. Source: contract.md.
+
+Plans and points are cached for the process, and may not be used by two of its threads at once: `Compute` runs inline
+or in worker processes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from btclib_secp256k1 import keys as curve
 from ..errors import LocalError, RemoteProtocolError
 from . import adaptor, schnorr
 from .keys import AttemptKeys
+from .numbers import DUST
 from .oracle import Announcement, Anticipation
 from .outcomes import Outcome
 from .scripts import Leaf
@@ -186,11 +190,14 @@ def punish(
 ) -> bytes:
     """Everything in a revoked commit to the wronged side's `script`, less `fee` satoshis.
 
-    Both secrets are the cheat's: `publish` recovered from its commit, `revoke` from when it was superseded.
+    Both secrets are the cheat's: `publish` recovered from its commit, `revoke` from when it was superseded. Raises
+    `ValueError` for a fee that leaves no output; the size is `funding.PUNISH_BASE_VSIZE` and the output's.
     """
     transactions = transactions_of(plan)
     leaf = transactions.commit_output.punish(wronged)
     spent = transactions.commit_outputs[0]
+    if not 0 <= fee <= spent.value - DUST:
+        raise ValueError(f"fee is {fee} sat, allowed is 0 to {spent.value - DUST}")
     tx = transactions.spend(FINAL, [TxOut(spent.value - fee, script)])
     message = signature_hash(tx, 0, [spent], leaf_hash=leaf.hash)
     cheat = curve.prvkey_tweak_add(publish_secret, revoke_secret)
