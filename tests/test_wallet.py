@@ -28,25 +28,23 @@ CLOCK = Clock(wall=lambda: NOW)
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path / "chain")
-    yield world
-    world.chain.close()
+    with World(tmp_path / "chain") as world:
+        yield world
 
 
 class Opener:
     """Opens wallets of one kind. Opening the same `data` again is a restart; other `data`, a loss of all but the
     seed."""
 
-    def __init__(self, kind: str, world: World, folder: Path, electrum: str) -> None:
+    def __init__(self, kind: str, world: World, folder: Path) -> None:
         self.kind = kind
         self._world = world
         self._folder = folder
-        self._electrum = electrum
         self._pure: dict[str, PureWallet] = {}
 
     async def __call__(self, seed: Seed, data: str = "first") -> Wallet:
         if self.kind == "bdk":
-            return await BdkWallet.open(seed, "regtest", self._folder / data, lambda: self._electrum, clock=CLOCK)
+            return await BdkWallet.open(seed, "regtest", self._folder / data, lambda: self._world.electrum, clock=CLOCK)
         before = self._pure.get(data)
         revealed = before.revealed if before else (0, 0)
         self._pure[data] = PureWallet(seed.secret, "regtest", self._world, clock=CLOCK, revealed=revealed)
@@ -55,8 +53,8 @@ class Opener:
 
 @pytest.fixture(params=["bdk", "pure"])
 async def open_wallet(request: pytest.FixtureRequest, world: World, tmp_path: Path, nursery: trio.Nursery) -> Opener:
-    electrum = await world.serve(nursery) if request.param == "bdk" else ""
-    return Opener(request.param, world, tmp_path / "wallets", electrum)
+    await world.serve(nursery)
+    return Opener(request.param, world, tmp_path / "wallets")
 
 
 @pytest.fixture
@@ -228,6 +226,19 @@ async def test_a_payment_that_left_the_mempool_is_forgotten(world: World, wallet
     world.send(world.payment(coin=coin, fee=50_000))
     await wallet.sync()
     assert await wallet.balance() == Balance(70_000, 0, NOW, world.chain.height)
+
+
+async def test_what_a_lost_transaction_spent_is_free_again(world: World, wallet: Wallet, nursery: trio.Nursery) -> None:
+    world.pay((await wallet.new_script(), 70_000))
+    await wallet.sync()
+    free = await wallet.coins()
+    funding = await wallet.fund(60_000, 2)
+    world.send(await signed(wallet, funding, (await wallet.new_script(), 60_000)))
+    await wallet.sync()
+    assert await wallet.balance() == Balance(0, 60_000, NOW, world.chain.height)
+    await world.lose_mempool(nursery)
+    await wallet.sync()
+    assert await wallet.coins() == free
 
 
 async def test_a_reorganised_payment_waits_again(world: World, wallet: Wallet) -> None:

@@ -1,7 +1,7 @@
 """What BDK's wallet does about servers that fail, databases that are not its own, and the wallets as services."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from node.chain.forward import Forwarder
 from node.chain.headers import NETWORKS
 from node.clock import Clock
 from node.errors import NeedsUser
+from node.health import State
+from node.supervision import Service
 from node.wallet.bdk import BdkWallet
-from node.wallet.interface import Balance, run_wallet
+from node.wallet.interface import Balance, Wallet, run_wallet
 from node.wallet.pure import PureWallet
 from node.wallet.seed import Seed
 from protocols.errors import WorldError
@@ -28,9 +30,8 @@ NOWHERE = "127.0.0.1:1"
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path / "chain")
-    yield world
-    world.chain.close()
+    with World(tmp_path / "chain") as world:
+        yield world
 
 
 async def open_wallet(path: Path, electrum: str = NOWHERE, *, seed: Seed | None = None) -> BdkWallet:
@@ -198,14 +199,51 @@ async def test_both_wallets_through_the_nodes_own_chain_client(
     world.send(await signed(bdk, await pure.fund(60_000, 2), (MINERS, 60_000)))
 
 
-async def test_as_a_service_a_wallet_is_up_when_it_has_seen_the_chain_and_keeps_looking(
-    world: World, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+class Unreliable(World):
+    """A chain whose server can be gone."""
+
+    gone = False
+
+    async def history(self, script: bytes) -> Sequence[tuple[bytes, int]]:
+        if self.gone:
+            raise WorldError("electrum", "the chain server is gone")
+        return await super().history(script)
+
+
+@pytest.fixture
+def unreliable(tmp_path: Path) -> Iterator[Unreliable]:
+    with Unreliable(tmp_path / "chain") as world:
+        yield world
+
+
+async def test_as_a_service_it_is_up_once_it_has_seen_the_chain_and_keeps_looking(
+    unreliable: Unreliable, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    wallet = PureWallet(Seed.generate().secret, "regtest", world, clock=Clock(wall=trio.current_time))
-    assert await nursery.start(partial(run_wallet, wallet, every=30)) is wallet
+    world = unreliable
+    clock = Clock(wall=trio.current_time)
+
+    async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
+        wallet = PureWallet(Seed.generate().secret, "regtest", world, clock=clock)
+        await run_wallet(wallet, every=30, report=service, task_status=task_status)
+
+    service: Service[Wallet] = Service("wallet", run, clock=clock, raise_bugs=True)
+    world.gone = True
+    nursery.start_soon(service.supervise)
+    await service.until(State.RESTARTING)
+    assert "the chain server is gone" in service.health.reason
+    world.gone = False
+    await service.until(State.HEALTHY)
     begun = trio.current_time()
-    world.pay((await wallet.new_script(), 70_000))
+    world.pay((await service.call(Wallet.new_script), 70_000))
     await trio.sleep(29)
-    assert (await wallet.balance()).confirmed == 0
+    assert (await service.call(Wallet.balance)).confirmed == 0
     await trio.sleep(2)
-    assert await wallet.balance() == Balance(70_000, 0, begun + 30, world.chain.height)
+    seen = await service.call(Wallet.balance)
+    assert seen == Balance(70_000, 0, begun + 30, world.chain.height)
+    world.gone = True
+    await service.until(State.DEGRADED)
+    assert service.health.reason == "the chain server is gone"
+    assert await service.call(Wallet.balance) == seen
+    world.gone = False
+    await service.until(State.HEALTHY)
+    assert (await service.call(Wallet.balance)).as_of == begun + 90

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import trio
 from attrs import frozen
@@ -47,7 +48,14 @@ class World:
         self.index = Index(self.chain)
         self.mempool = Mempool(self.chain, self.index)
         self.chain.mine_many(COINBASE_MATURITY + 20, script=MINERS)
+        self.electrum = ""
         self._coinbases = iter(self.chain.blocks())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.chain.close()
 
     # What the pure wallet asks.
 
@@ -67,9 +75,15 @@ class World:
     # What a test does.
 
     async def serve(self, nursery: trio.Nursery) -> str:
-        """An Electrum server over this chain; returns its ``host:port``."""
+        """An Electrum server over this chain; returns its ``host:port``, which is `electrum` from then on."""
         server = ElectrumServer(Methods(self.chain, self.index, self.mempool), self.mempool)
-        return f"127.0.0.1:{await nursery.start(server.run)}"
+        self.electrum = f"127.0.0.1:{await nursery.start(server.run)}"
+        return self.electrum
+
+    async def lose_mempool(self, nursery: trio.Nursery) -> None:
+        """The server restarts without its mempool."""
+        self.mempool = Mempool(self.chain, self.index)
+        await self.serve(nursery)
 
     def coin(self) -> tuple[OutPoint, int]:
         """The outpoint and value of another coin of the miner's, mature."""

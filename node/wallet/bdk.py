@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import bdkpython as bdk
 import trio
@@ -22,19 +23,13 @@ from node.clock import Clock
 from node.errors import NeedsUser
 from node.eventstore.interface import RunBlocking
 from node.wallet.address import NETWORKS
-from node.wallet.interface import (
-    GAP_LIMIT,
-    LOOKAHEAD,
-    Coin,
-    OutPoint,
-    Synced,
-    Wallet,
-    our_inputs,
-    parse_transaction,
-)
+from node.wallet.bip86 import CHANGE, RECEIVE
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, OutPoint, Wallet, our_inputs
 from node.wallet.seed import Seed
 from protocols.contract.sighash import TxOut, string
 from protocols.errors import LocalError, WorldError
+
+R = TypeVar("R")
 
 BATCH = 50
 """Requests that BDK sends at once."""
@@ -58,18 +53,20 @@ class BdkWallet(Wallet):
         wallet: bdk.Wallet,
         persister: bdk.Persister,
         electrum: Callable[[], str],
+        *,
+        network: str,
         clock: Clock,
         run_blocking: RunBlocking,
     ) -> None:
+        super().__init__(network, clock)
         self._wallet = wallet
         self._persister = persister
         self._electrum = electrum
-        self._clock = clock
         self._run_blocking = run_blocking
         self._kept: _Kept | None = None
-        self._turn = trio.Lock()
-        """Held around calls that change or read the wallet together, for milliseconds."""
         self._syncing = trio.Lock()
+        self._turn = trio.Lock()
+        """Held around each use of the wallet that must see or leave it whole, for milliseconds."""
 
     @classmethod
     async def open(
@@ -89,39 +86,30 @@ class BdkWallet(Wallet):
         another seed or network, `WorldError` when the disk refuses.
         """
         wallet, persister = await run_blocking(partial(_open, seed, network, path))
-        return cls(wallet, persister, electrum, clock or Clock(), run_blocking)
+        return cls(wallet, persister, electrum, network=network, clock=clock or Clock(), run_blocking=run_blocking)
 
-    async def sync(self) -> None:
+    async def _sync(self) -> None:
         async with self._syncing:
-            started = self._clock.now()
             # A wallet that never finished a scan knows no block but the first one.
             first = self._wallet.latest_checkpoint().height == 0
             update = await self._ask(self._full_scan if first else self._news)
-            async with self._turn:
-                await self._run_blocking(partial(self._apply, update))
-            self._synced = Synced(started, self._wallet.latest_checkpoint().height)
+            await self._in_turn(partial(self._apply, update))
 
-    async def new_address(self) -> str:
-        return str((await self._reveal(bdk.KeychainKind.EXTERNAL)).address)
+    async def _reveal(self, chain: int) -> bytes:
+        return await self._in_turn(partial(self._reveal_next, _KEYCHAINS[chain]))
 
-    async def new_script(self) -> bytes:
-        return bytes((await self._reveal(bdk.KeychainKind.INTERNAL)).address.script_pubkey().to_bytes())
+    async def _knows(self, script: bytes) -> bool:
+        return await self._in_turn(partial(self._is_mine, script))
 
-    async def is_mine(self, script: bytes) -> bool:
+    async def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+        return await self._in_turn(partial(self._witnesses, tx, prevouts))
+
+    async def _coins(self) -> tuple[list[Coin], int]:
+        return await self._in_turn(self._unspent)
+
+    async def _in_turn(self, function: Callable[[], R]) -> R:
         async with self._turn:
-            return await self._run_blocking(partial(self._is_mine, script))
-
-    async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
-        async with self._turn:
-            return await self._run_blocking(partial(self._sign, parse_transaction(tx), prevouts))
-
-    async def _coins(self, height: int) -> list[Coin]:
-        async with self._turn:
-            return await self._run_blocking(partial(self._unspent, height))
-
-    async def _reveal(self, keychain: bdk.KeychainKind) -> bdk.AddressInfo:
-        async with self._turn:
-            return await self._run_blocking(partial(self._reveal_next, keychain))
+            return await self._run_blocking(function)
 
     async def _ask(self, question: Callable[[bdk.ElectrumClient], bdk.Update]) -> bdk.Update:
         """What the chain server answers. A client is kept between questions, because it remembers what it fetched."""
@@ -139,7 +127,7 @@ class BdkWallet(Wallet):
         try:
             client, update = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except bdk.ElectrumError as error:
-            raise WorldError("electrum", f"chain server at {address}: {error!r}") from error
+            raise WorldError("electrum", f"chain server at {address}: {_said(error)}") from error
         self._kept = _Kept(address, client)
         return update
 
@@ -155,9 +143,7 @@ class BdkWallet(Wallet):
         try:
             self._wallet.apply_update(update)
         except bdk.CannotConnectError as error:
-            raise WorldError(
-                "wrong_chain", f"the chain server's blocks are not those of this network: {error!r}"
-            ) from error
+            raise WorldError("wrong_chain", "the chain server's blocks are not those of this network") from error
         self._persist()
 
     def _persist(self) -> None:
@@ -166,10 +152,10 @@ class BdkWallet(Wallet):
         except bdk.PersistenceError as error:
             raise WorldError("wallet_disk", f"the wallet's database cannot be written: {error}") from error
 
-    def _reveal_next(self, keychain: bdk.KeychainKind) -> bdk.AddressInfo:
-        info = self._wallet.reveal_next_address(keychain)
+    def _reveal_next(self, keychain: bdk.KeychainKind) -> bytes:
+        address = self._wallet.reveal_next_address(keychain).address
         self._persist()
-        return info
+        return bytes(address.script_pubkey().to_bytes())
 
     def _is_mine(self, script: bytes) -> bool:
         return bool(self._wallet.is_mine(bdk.Script(script)))
@@ -182,7 +168,8 @@ class BdkWallet(Wallet):
         output = outputs[outpoint.vout]
         return TxOut(output.value.to_sat(), bytes(output.script_pubkey.to_bytes()))
 
-    def _unspent(self, height: int) -> list[Coin]:
+    def _unspent(self) -> tuple[list[Coin], int]:
+        height = self._wallet.latest_checkpoint().height
         coins = []
         for output in self._wallet.list_unspent():
             transaction = self._wallet.get_tx(output.outpoint.txid)
@@ -199,9 +186,9 @@ class BdkWallet(Wallet):
                     coinbase=transaction is not None and transaction.transaction.is_coinbase(),
                 )
             )
-        return sorted(coins, key=lambda coin: coin.outpoint)
+        return sorted(coins, key=lambda coin: coin.outpoint), height
 
-    def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+    def _witnesses(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
         ours = our_inputs(tx, prevouts, self._output, self._is_mine)
         psbt = bdk.Psbt(base64.b64encode(_psbt(tx, prevouts)).decode("ascii"))
         self._wallet.sign(psbt, _SIGN)  # False while inputs of the peer lack signatures: look at ours instead
@@ -212,6 +199,7 @@ class BdkWallet(Wallet):
         return witnesses
 
 
+_KEYCHAINS = {RECEIVE: bdk.KeychainKind.EXTERNAL, CHANGE: bdk.KeychainKind.INTERNAL}
 _SIGN = bdk.SignOptions(
     trust_witness_utxo=True,  # taproot signatures commit to the values of all inputs
     assume_height=None,
@@ -259,6 +247,11 @@ def _of_another(path: Path) -> NeedsUser:
         "give the node the seed that it belongs to, or move the file away",
         code="wallet_of_another_seed",
     )
+
+
+def _said(error: bdk.ElectrumError) -> str:
+    """BDK's message, or the name of an error that has none: its ``str`` is empty or Rust's."""
+    return getattr(error, "error_message", "") or type(error).__name__
 
 
 def _psbt(tx: CTransaction, prevouts: Sequence[TxOut]) -> bytes:

@@ -15,6 +15,10 @@ from attrs import frozen
 from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 
+from node.clock import Clock
+from node.health import UNREPORTED, Report
+from node.wallet.address import to_address
+from node.wallet.bip86 import CHANGE, RECEIVE
 from node.wallet.selection import select
 from protocols.contract.funding import FundingInput
 from protocols.contract.sighash import TxOut
@@ -79,48 +83,50 @@ class Funding:
     change_script: bytes
 
 
-@frozen
-class Synced:
-    """When the wallet last looked at the chain, and the height of the tip it saw."""
-
-    as_of: float
-    height: int
-
-
 class Wallet(ABC):
     """One account. Every method may raise `WorldError`; those that speak of coins do (``wallet_not_synced``) before
-    the first `sync`."""
+    the first `sync`.
 
-    _synced: Synced | None = None
+    The public methods are all here and none is overridden, so that ``service.call(Wallet.fund, …)`` runs the same code
+    whichever wallet the service keeps.
+    """
 
-    @abstractmethod
+    def __init__(self, network: str, clock: Clock) -> None:
+        """`network` is ``bitcoin``, ``signet`` or ``regtest``."""
+        self._network = network
+        self._clock = clock
+        self._as_of: float | None = None
+
     async def sync(self) -> None:
         """Learn what the chain and the mempool say of our scripts now.
 
         Raises `WorldError` when the chain server cannot be reached or answers nonsense; what was known stays.
         """
+        started = self._clock.now()
+        await self._sync()
+        self._as_of = started
 
-    @abstractmethod
     async def new_address(self) -> str:
         """A fresh address for somebody to pay to, remembered before it is returned."""
+        return to_address(await self._reveal(RECEIVE), self._network)
 
-    @abstractmethod
     async def new_script(self) -> bytes:
         """A fresh P2TR script of ours for a payout or change, remembered before it is returned."""
+        return await self._reveal(CHANGE)
 
-    @abstractmethod
     async def is_mine(self, script: bytes) -> bool:
         """Whether a script is one that we gave out, or one of the next `LOOKAHEAD`."""
+        return await self._knows(script)
 
     async def coins(self) -> list[Coin]:
         """All unspent outputs of ours, unconfirmed ones too, in order of their outpoints."""
-        return await self._coins(self._last_sync().height)
+        return (await self._seen())[1]
 
     async def balance(self) -> Balance:
-        synced = self._last_sync()
-        coins = await self._coins(synced.height)
+        """What the coins are worth, with the age of that knowledge."""
+        as_of, coins, height = await self._seen()
         confirmed = sum(coin.value for coin in coins if coin.spendable)
-        return Balance(confirmed, sum(coin.value for coin in coins) - confirmed, synced.as_of, synced.height)
+        return Balance(confirmed, sum(coin.value for coin in coins) - confirmed, as_of, height)
 
     async def fund(self, needed: int, fee_rate: int, reserved: Set[OutPoint] = frozenset()) -> Funding:
         """Coins worth `needed` satoshis and our share of the lock's own fee at `fee_rate` sat/vB, none of `reserved`.
@@ -136,7 +142,6 @@ class Wallet(ABC):
         inputs = select(coins, needed, fee_rate)
         return Funding(inputs, await self.new_script())
 
-    @abstractmethod
     async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
         """Witnesses for those inputs of a transaction that are ours, by index.
 
@@ -145,15 +150,40 @@ class Wallet(ABC):
         transaction needs it. What the transaction does is the caller's business; what it spends is ours: `LocalError`
         (``not_our_coin``) if an input of ours is not known to us with this value and script.
         """
+        try:
+            transaction = CTransaction.deserialize(tx)
+        except (SerializationError, ValueError) as error:
+            raise LocalError("bad_transaction", f"{len(tx)} bytes are no transaction: {error}") from error
+        if len(prevouts) != len(transaction.vin):
+            raise LocalError("bad_prevouts", f"{len(prevouts)} outputs are given for {len(transaction.vin)} inputs")
+        return await self._sign(transaction, prevouts)
+
+    async def _seen(self) -> tuple[float, list[Coin], int]:
+        as_of = self._as_of
+        if as_of is None:
+            raise WorldError("wallet_not_synced", "the wallet has not seen the chain since it was opened")
+        coins, height = await self._coins()
+        return as_of, coins, height
+
+    # What a kind of wallet does.
 
     @abstractmethod
-    async def _coins(self, height: int) -> list[Coin]:
-        """The coins, confirmations counted from a tip of that height."""
+    async def _sync(self) -> None: ...
 
-    def _last_sync(self) -> Synced:
-        if self._synced is None:
-            raise WorldError("wallet_not_synced", "the wallet has not seen the chain since it was opened")
-        return self._synced
+    @abstractmethod
+    async def _reveal(self, chain: int) -> bytes:
+        """The next script of a chain (`RECEIVE` or `CHANGE`)."""
+
+    @abstractmethod
+    async def _knows(self, script: bytes) -> bool: ...
+
+    @abstractmethod
+    async def _coins(self) -> tuple[list[Coin], int]:
+        """The coins in order of their outpoints, and the height of the tip that confirmations are counted from."""
+
+    @abstractmethod
+    async def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+        """As `sign`; which inputs are ours is for `our_inputs` to say."""
 
 
 def our_inputs(
@@ -166,8 +196,6 @@ def our_inputs(
 
     The outpoint and the script must both say so: with only one of them, somebody is being lied to.
     """
-    if len(prevouts) != len(tx.vin):
-        raise LocalError("bad_prevouts", f"{len(prevouts)} outputs are given for {len(tx.vin)} inputs")
     ours = []
     for index, (txin, said) in enumerate(zip(tx.vin, prevouts, strict=True)):
         known = output(OutPoint(txin.prevout.hash, txin.prevout.n))
@@ -184,20 +212,26 @@ def our_inputs(
     return ours
 
 
-def parse_transaction(raw: bytes) -> CTransaction:
-    """A transaction from its bytes. Raises `LocalError` (``bad_transaction``)."""
-    try:
-        return CTransaction.deserialize(raw)
-    except (SerializationError, ValueError) as error:
-        raise LocalError("bad_transaction", f"{len(raw)} bytes are no transaction: {error}") from error
-
-
 async def run_wallet(
-    wallet: Wallet, *, every: float = 30.0, task_status: trio.TaskStatus[Wallet] = trio.TASK_STATUS_IGNORED
+    wallet: Wallet,
+    *,
+    every: float = 30.0,
+    report: Report = UNREPORTED,
+    task_status: trio.TaskStatus[Wallet] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """A wallet's life as a service: up once it has seen the chain, then a `sync` every so many seconds."""
+    """A wallet's life as a service: up once it has seen the chain, then a `sync` every so many seconds.
+
+    A later sync that fails degrades it only: what it knew keeps its age, and signing needs no server.
+    """
     await wallet.sync()
+    report.fresh()
     task_status.started(wallet)
     while True:
         await trio.sleep(every)
-        await wallet.sync()
+        try:
+            await wallet.sync()
+        except WorldError as error:
+            report.degraded(error.sentence)
+        else:
+            report.fresh()
+            report.recovered()

@@ -7,18 +7,8 @@ from typing import Protocol
 from bitcoin.core import CTransaction
 
 from node.clock import Clock
-from node.wallet.address import to_address
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import (
-    GAP_LIMIT,
-    LOOKAHEAD,
-    Coin,
-    OutPoint,
-    Synced,
-    Wallet,
-    our_inputs,
-    parse_transaction,
-)
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, OutPoint, Wallet, our_inputs
 from protocols.contract import schnorr
 from protocols.contract.sighash import TxOut, signature_hash
 
@@ -57,13 +47,13 @@ class PureWallet(Wallet):
         revealed: Sequence[int] = (0, 0),
     ) -> None:
         """`seed` is the 64 bytes of BIP39, `network` ``bitcoin``, ``signet`` or ``regtest``."""
+        super().__init__(network, clock or Clock())
         self._account = Account(seed, network)
-        self._network = network
         self._chain = chain
-        self._clock = clock or Clock()
         self._revealed = list(revealed)
         self._derived = [0, 0]
         self._places: dict[bytes, tuple[int, int]] = {}
+        self._height: int | None = None
         self._transactions: dict[bytes, tuple[CTransaction, int]] = {}
 
     @property
@@ -71,14 +61,11 @@ class PureWallet(Wallet):
         """How many receive and change scripts have been given out, or were seen on the chain."""
         return self._revealed[RECEIVE], self._revealed[CHANGE]
 
-    async def sync(self) -> None:
-        started = self._clock.now()
-        first = self._synced is None
+    async def _sync(self) -> None:
+        gap = GAP_LIMIT if self._height is None else 0
         while True:
             tip = self._chain.tip
-            heights: dict[bytes, int] = {}
-            for chain in (RECEIVE, CHANGE):
-                heights |= await self._scan(chain, GAP_LIMIT if first else 0)
+            heights = await self._scan(RECEIVE, gap) | await self._scan(CHANGE, gap)
             if self._chain.tip == tip:  # or else a block came in between, and part of the picture is older than it
                 break
         known = self._transactions
@@ -86,28 +73,26 @@ class PureWallet(Wallet):
             txid: (known[txid][0] if txid in known else await self._fetch(txid), height)
             for txid, height in heights.items()
         }
-        self._synced = Synced(started, tip.height)
+        self._height = tip.height
 
-    async def new_address(self) -> str:
-        return to_address(self._reveal(RECEIVE), self._network)
+    async def _reveal(self, chain: int) -> bytes:
+        self._revealed[chain] += 1
+        return self._account.script(chain, self._revealed[chain] - 1)
 
-    async def new_script(self) -> bytes:
-        return self._reveal(CHANGE)
-
-    async def is_mine(self, script: bytes) -> bool:
+    async def _knows(self, script: bytes) -> bool:
         return self._is_mine(script)
 
-    async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
-        transaction = parse_transaction(tx)
+    async def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
         witnesses: dict[int, tuple[bytes, ...]] = {}
-        for index in our_inputs(transaction, prevouts, self._output, self._is_mine):
+        for index in our_inputs(tx, prevouts, self._output, self._is_mine):
             secret = self._account.secret(*self._places[prevouts[index].script])
-            witnesses[index] = (schnorr.sign(secret, signature_hash(transaction, index, prevouts)),)
+            witnesses[index] = (schnorr.sign(secret, signature_hash(tx, index, prevouts)),)
         return witnesses
 
-    async def _coins(self, height: int) -> list[Coin]:
+    async def _coins(self) -> tuple[list[Coin], int]:
+        height = self._height or 0
         spent = {(txin.prevout.hash, txin.prevout.n) for tx, _ in self._transactions.values() for txin in tx.vin}
-        return [
+        coins = [
             Coin(
                 txid,
                 vout,
@@ -120,6 +105,7 @@ class PureWallet(Wallet):
             for vout, txout in enumerate(tx.vout)
             if self._is_mine(bytes(txout.scriptPubKey)) and (txid, vout) not in spent
         ]
+        return coins, height
 
     async def _scan(self, chain: int, gap: int) -> dict[bytes, int]:
         """Heights by id of the transactions of one chain's scripts: of all given out, and of `gap` unused ones more."""
@@ -135,11 +121,7 @@ class PureWallet(Wallet):
         return heights
 
     async def _fetch(self, txid: bytes) -> CTransaction:
-        return parse_transaction(await self._chain.transaction(txid))
-
-    def _reveal(self, chain: int) -> bytes:
-        self._revealed[chain] += 1
-        return self._account.script(chain, self._revealed[chain] - 1)
+        return CTransaction.deserialize(await self._chain.transaction(txid))
 
     def _is_mine(self, script: bytes) -> bool:
         for chain in (RECEIVE, CHANGE):
