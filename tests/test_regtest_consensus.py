@@ -17,10 +17,10 @@ from node.regtest.consensus import (
     BlockRejected,
     Chain,
     ScriptRefused,
-    TxOut,
     check_scripts,
     subsidy,
 )
+from protocols.contract.sighash import TxOut
 from protocols.errors import LocalError, WorldError
 
 ROOT = Path(__file__).parent.parent

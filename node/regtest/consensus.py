@@ -31,7 +31,22 @@ from bitcoin.core import (
 )
 from bitcoin.core.script import CScript, CScriptWitness
 
+from protocols.contract.sighash import TxOut
 from protocols.errors import LocalError, WorldError
+
+__all__ = [
+    "ANYONE",
+    "COINBASE_MATURITY",
+    "GENESIS",
+    "BlockChange",
+    "BlockRejected",
+    "Chain",
+    "ScriptRefused",
+    "TxOut",
+    "check_scripts",
+    "merkle_root",
+    "subsidy",
+]
 
 GENESIS = bytes.fromhex("06226e46111a0b59caaf126043eb5bbf28c34f3a5e332a1fc7b2b73cf188910f")
 """Hash of regtest's first block, internal byte order."""
@@ -60,14 +75,6 @@ class ScriptRefused(LocalError):
     def __init__(self, index: int) -> None:
         super().__init__("script_refused", f"input {index} does not satisfy the script that it spends")
         self.index = index
-
-
-@frozen
-class TxOut:
-    """An output: value in satoshis and script."""
-
-    value: int
-    script: bytes
 
 
 @frozen
@@ -133,7 +140,6 @@ class Chain:
         self._changes: list[BlockChange] = []
         self.listeners: list[Callable[[Sequence[BlockChange]], None]] = []
         """Called after each block that changed the active chain, with the changes in order."""
-        datadir.mkdir(parents=True, exist_ok=True)
         self._connection = pbk.LoggingConnection(self._on_line)
         callbacks = pbk.ValidationInterfaceCallbacks(
             block_checked=self._on_checked,
@@ -141,8 +147,9 @@ class Chain:
             block_disconnected=lambda _, block, entry: self._on_change(False, block, entry),
         )
         try:
+            datadir.mkdir(parents=True, exist_ok=True)
             self._manager = pbk.load_chainman(datadir, pbk.ChainType.REGTEST, callbacks)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             said = self._reason("] ") or str(error)
             raise WorldError("chain_directory", f"cannot open the chain in {datadir}: {said}") from error
         self._active = self._manager.get_active_chain()

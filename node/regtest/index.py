@@ -10,7 +10,8 @@ from typing import NamedTuple
 from attrs import field, frozen
 from bitcoin.core import CTransaction
 
-from node.regtest.consensus import BlockChange, Chain, TxOut
+from node.regtest.consensus import BlockChange, Chain
+from protocols.contract.sighash import TxOut
 
 
 class OutPoint(NamedTuple):

@@ -18,11 +18,11 @@ from node.regtest.consensus import (
     BlockChange,
     Chain,
     ScriptRefused,
-    TxOut,
     check_scripts,
 )
 from node.regtest.index import Coin, Index, OutPoint, outpoints, outputs, script_hash
 from node.regtest.policy import TRUC, Rejected
+from protocols.contract.sighash import TxOut
 
 MIN_RELAY = 1
 """Satoshis per virtual byte that a transaction, and what it adds as a replacement, must pay."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bitcoin.core import CTransaction
 
-from node.regtest.consensus import TxOut
+from protocols.contract.sighash import TxOut
 from protocols.errors import LocalError
 
 P2A = b"\x51\x02\x4e\x73"

@@ -1,0 +1,152 @@
+"""A regtest world's oracle, which announces and attests a price every hour in the format of Olivia.
+
+``GET /x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20`` answers ``{"announcement": …, "attestation": … or
+null}``. Keys and nonces follow from one secret, so nothing but the attested prices has to be kept: those are,
+because a second price for an event would give the key away.
+"""
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import trio
+from attrs import field, frozen
+from btclib_secp256k1 import xonly
+from fastapi import FastAPI, Request, Response
+
+from node.clock import Clock
+from node.web.problems import NotFound, add_problem_handlers
+from protocols.contract.numbers import DIGITS, ORDER, parse_price, tagged_hash
+from protocols.contract.oracle import announce, attest, event_id, event_time
+from protocols.errors import WorldError
+
+HOUR = 3600
+AHEAD = 48 * HOUR
+"""Seconds of the calendar that events are announced before their time."""
+
+
+@frozen
+class OracleKeys:
+    """The oracle's secret, and what follows from it."""
+
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def load(cls, path: Path, entropy: Callable[[int], bytes] = os.urandom) -> "OracleKeys":
+        """From a file of 32 bytes, which is made if it is missing; raises `WorldError` if it is damaged."""
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(entropy(32))
+        except FileExistsError:
+            pass
+        secret = path.read_bytes()
+        if len(secret) != 32:
+            raise WorldError("oracle_secret", f"the oracle's secret in {path} has {len(secret)} bytes, not 32")
+        return cls(secret)
+
+    def scalar(self, *purpose: bytes) -> bytes:
+        """A secret scalar; no two purposes share one."""
+        number = int.from_bytes(tagged_hash("cfd/regtest-oracle", self.secret + b"/".join(purpose)), "big")
+        return (number % ORDER).to_bytes(32, "big")
+
+    @property
+    def announcement_secret(self) -> bytes:
+        return self.scalar(b"announcement")
+
+    @property
+    def attestation_secret(self) -> bytes:
+        return self.scalar(b"attestation")
+
+    def public(self) -> tuple[bytes, bytes]:
+        """The announcement key and the attestation key, x-only."""
+        return xonly.from_prvkey(self.announcement_secret)[0], xonly.from_prvkey(self.attestation_secret)[0]
+
+    def nonces(self, event: int) -> list[bytes]:
+        time = event.to_bytes(8, "big")
+        return [self.scalar(b"nonce", time, bytes([index])) for index in range(DIGITS)]
+
+
+class AttestedPrices:
+    """The price of each event, decided once for ever: a file of lines ``event price``, appended to."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file, if there is one; a last line without an end was not yet told to anybody and is
+        dropped."""
+        self._path = path
+        whole, _, rest = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+        if rest:
+            os.truncate(path, len(whole) + (1 if whole else 0))
+        rows = (line.split() for line in whole.splitlines())
+        self._prices = {int(event): int(price) for event, price in rows}
+
+    def decide(self, event: int, price: int) -> int:
+        """The event's price: `price`, unless another was decided before."""
+        if event not in self._prices:
+            with self._path.open("a", encoding="ascii") as file:
+                file.write(f"{event} {price}\n")
+            self._prices[event] = price
+        return self._prices[event]
+
+
+class Oracle:
+    """What it says about an event, at any time of the calendar."""
+
+    def __init__(
+        self, keys: OracleKeys, prices: AttestedPrices, clock: Clock, *, since: int, market: Callable[[int], str]
+    ) -> None:
+        """`market` gives the price at a time of the calendar; events before `since` were never announced."""
+        self.keys = keys
+        self._prices = prices
+        self._clock = clock
+        self._since = since
+        self._market = market
+        self._announced = lru_cache(256)(self._announce)
+
+    def answer(self, path: str) -> bytes:
+        """The JSON for an event id (its path with the query); raises `NotFound` for one that is not
+        announced."""
+        try:
+            event = event_time(path)
+        except ValueError as error:
+            raise NotFound("no_such_event", str(error)) from error
+        now = self._clock.calendar()
+        first, last = self._since + 1, now + AHEAD
+        if event % HOUR or not first <= event <= last:
+            allowed = f"{event_id(-(-first // HOUR) * HOUR)} to {event_id(last // HOUR * HOUR)}, hourly"
+            raise NotFound("no_such_event", f"event {path} is not announced; those from {allowed}, are")
+        if event > now:
+            return self._announced(event)
+        price = self._prices.decide(event, _attested(self._market(event)))
+        return attest(
+            event, self.keys.nonces(event), self.keys.attestation_secret, self.keys.announcement_secret, price
+        )
+
+    async def run(self) -> None:
+        """Decide each hour's price when it comes, whether or not anybody asks."""
+        while True:
+            now = self._clock.calendar()
+            event = now // HOUR * HOUR
+            if event > self._since:
+                self._prices.decide(event, _attested(self._market(event)))
+            await trio.sleep(max(0.001, self._clock.wall_seconds(event + HOUR - now)))
+
+    def _announce(self, event: int) -> bytes:
+        return announce(event, self.keys.nonces(event), self.keys.attestation_secret, self.keys.announcement_secret)
+
+
+def oracle_app(oracle: Oracle) -> FastAPI:
+    """The oracle's HTTP face."""
+    app = FastAPI(title="regtest oracle", docs_url=None, redoc_url=None, openapi_url=None)
+    add_problem_handlers(app)
+
+    @app.get("/x/{path:path}")
+    async def event(path: str, request: Request) -> Response:
+        return Response(oracle.answer(f"/x/{path}?{request.url.query}"), media_type="application/json")
+
+    return app
+
+
+def _attested(price: str) -> int:
+    """What is attested of a price: whole dollars, the rest cut off."""
+    return int(parse_price(price))
