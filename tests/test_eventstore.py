@@ -5,7 +5,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from node.clock import Clock
 from node.errors import Disconnected, NeedsUser
-from node.eventstore.database import Database
 from node.eventstore.interface import (
     AlreadyHandled,
     Blob,
@@ -31,8 +30,8 @@ from node.eventstore.interface import (
     Recorded,
     RunBlocking,
 )
-from node.eventstore.memory import MemoryStore
-from node.eventstore.sqlite import run_store
+from node.eventstore.memory import MemoryBackend, inline, run_memory_store
+from node.eventstore.sqlite import SqliteBackend, run_store
 from node.health import State
 from node.supervision import Service
 from protocols.errors import CodedError, LocalError, WorldError
@@ -47,30 +46,24 @@ def event(name: str = "OrderPlaced", data: bytes = b"", *blobs: Blob) -> NewEven
     return NewEvent(name, 1, data, blobs)
 
 
-async def inline(function: Callable[[], R], /) -> R:
-    await trio.lowlevel.checkpoint()
-    return function()
-
-
 @asynccontextmanager
-async def sqlite_store(path: Path, run_blocking: RunBlocking = trio.to_thread.run_sync) -> AsyncIterator[EventStore]:
+async def started(run: Callable[..., Awaitable[object]]) -> AsyncIterator[EventStore]:
     async with trio.open_nursery() as nursery:
-        run = partial(run_store, path, clock=CLOCK, run_blocking=run_blocking)
         yield await nursery.start(run)
         nursery.cancel_scope.cancel()
+
+
+def sqlite_store(
+    path: Path, run_blocking: RunBlocking = trio.to_thread.run_sync
+) -> AbstractAsyncContextManager[EventStore]:
+    return started(partial(run_store, path, clock=CLOCK, run_blocking=run_blocking))
 
 
 @pytest.fixture(params=["memory", "sqlite in threads", "sqlite inline"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the same store again and again."""
     if request.param == "memory":
-        memory = MemoryStore(CLOCK)
-
-        @asynccontextmanager
-        async def open_memory() -> AsyncIterator[EventStore]:
-            yield memory
-
-        return open_memory
+        return partial(started, partial(run_memory_store, MemoryBackend(CLOCK)))
     run_blocking = inline if request.param == "sqlite inline" else trio.to_thread.run_sync
     return partial(sqlite_store, tmp_path / "data" / "events.sqlite", run_blocking)
 
@@ -260,14 +253,13 @@ def test_all_stores_give_the_same_answers(
         )
 
     async def compare() -> None:
-        memory = MemoryStore(CLOCK)
+        disk = MemoryBackend(CLOCK)
         path = tmp_path_factory.mktemp("random") / "events.sqlite"
-        async with sqlite_store(path, inline) as store:
-            for operation in operations:
-                assert await apply(store, operation) == await apply(memory, operation)
-            assert await everything(store) == await everything(memory)
-        async with sqlite_store(path, inline) as store:
-            assert await everything(store) == await everything(memory)
+        for once in (operations, []):
+            async with started(partial(run_memory_store, disk)) as memory, sqlite_store(path, inline) as store:
+                for operation in once:
+                    assert await apply(store, operation) == await apply(memory, operation)
+                assert await everything(store) == await everything(memory)
 
     trio.run(compare)
 
@@ -365,7 +357,7 @@ async def test_a_cancelled_append_that_has_not_begun_is_not_written(tmp_path: Pa
 
 
 def test_commits_are_synced(tmp_path: Path) -> None:
-    database = Database(tmp_path / "events.sqlite", CLOCK.now)
+    database = SqliteBackend(tmp_path / "events.sqlite", CLOCK.now)
     for pragma, value in [("synchronous", 2), ("journal_mode", "wal"), ("foreign_keys", 1), ("fullfsync", 1)]:
         assert database._writer.execute(f"PRAGMA {pragma}").fetchone() == (value,)
     database.close()
@@ -436,7 +428,7 @@ def no_space(path: Path) -> Iterator[None]:
 @contextmanager
 def few_pages(path: Path, store: EventStore) -> Iterator[None]:
     """The file may grow by 32 pages: SQLite itself says that the disk is full."""
-    writer = store._database._writer  # type: ignore[attr-defined]
+    writer = store._backend._writer  # type: ignore[attr-defined]
     (pages,) = writer.execute("PRAGMA page_count").fetchone()
     writer.execute(f"PRAGMA max_page_count = {pages + 32}")
     yield
@@ -537,14 +529,14 @@ def _foreign(path: Path) -> None:
 
 
 def _future(path: Path) -> None:
-    Database(path, CLOCK.now).close()
+    SqliteBackend(path, CLOCK.now).close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 2")
     connection.close()
 
 
 def _lost_index_row(path: Path) -> None:
-    database = Database(path, CLOCK.now)
+    database = SqliteBackend(path, CLOCK.now)
     database.write([partial(database.append, "a", 0, [event() for _ in range(200)], None)])
     database.close()
     # the unique index's root page loses its last cell
@@ -644,8 +636,7 @@ async def test_a_damaged_store_is_blocked_until_its_file_is_moved_aside(tmp_path
         path.rename(tmp_path / "damaged.sqlite")
         service.restart()
         await service.until(State.HEALTHY)
-        with service.lent() as store:
-            assert len(await store.append("a", 0, [event()])) == 1
+        assert len(await service.call(EventStore.append, "a", 0, [event()])) == 1
         nursery.cancel_scope.cancel()
 
 
@@ -659,14 +650,14 @@ async def test_an_append_in_flight_when_the_store_is_stopped_raises_disconnected
         async with trio.open_nursery() as tasks:
 
             async def append() -> None:
-                with pytest.raises(Disconnected), service.lent() as store:
-                    await store.append("a", 0, [event()])
+                with pytest.raises(Disconnected):
+                    await service.call(EventStore.append, "a", 0, [event()])
 
             tasks.start_soon(append)
             await trio.testing.wait_all_tasks_blocked()
             service.restart()
         gate.open.set()
         await service.until(State.HEALTHY)
-        with service.lent() as store:
-            assert await store.append("a", len(await store.load("a")), [event()])
+        version = len(await service.call(EventStore.load, "a"))
+        assert await service.call(EventStore.append, "a", version, [event()])
         nursery.cancel_scope.cancel()

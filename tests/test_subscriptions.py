@@ -1,7 +1,8 @@
-"""Feeds and durable subscriptions, over the in-memory store (they use the interface alone) and once over SQLite."""
+"""Feeds and durable subscriptions, over each store."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 
 from node.eventstore.interface import AlreadyHandled, Conflict, EventStore, NewEvent, Recorded
-from node.eventstore.memory import MemoryStore
+from node.eventstore.memory import MemoryBackend, run_memory_store
 from node.eventstore.sqlite import run_store
 from node.eventstore.subscriptions import BATCH, Feed, Subscription
 
@@ -20,12 +21,12 @@ def events(count: int) -> list[NewEvent]:
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EventStore]:
-    if request.param == "memory":
-        yield MemoryStore()
-    else:
-        async with trio.open_nursery() as nursery:
-            yield await nursery.start(run_store, tmp_path / "events.sqlite")
-            nursery.cancel_scope.cancel()
+    run = partial(run_memory_store, MemoryBackend())
+    if request.param == "sqlite":
+        run = partial(run_store, tmp_path / "events.sqlite")
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(run)
+        nursery.cancel_scope.cancel()
 
 
 async def take(feed: Feed, count: int) -> list[int]:
@@ -65,8 +66,7 @@ async def test_a_cancelled_step_loses_nothing(store: EventStore) -> None:
     assert await take(feed, 1) == [4]
 
 
-async def test_every_step_is_a_checkpoint() -> None:
-    store = MemoryStore()
+async def test_every_step_is_a_checkpoint(store: EventStore) -> None:
     await store.append("a", 0, events(3))
     feed, subscription = Feed(store), Subscription(store, "reactor")
     for step in (feed, feed, subscription, subscription):

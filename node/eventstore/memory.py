@@ -1,39 +1,43 @@
-"""The event store in memory, for tests and the simulator: a crash of the node leaves it as a disk would be left."""
+"""The event store in memory, for tests and the simulator. The backend is the disk, and outlives the nodes on it."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
+import outcome
 import trio
 
 from node.clock import Clock
 from node.eventstore.interface import (
     AlreadyHandled,
+    Backend,
     BlobExists,
     Conflict,
     Cursor,
     EventStore,
     NewEvent,
     Recorded,
+    serve,
 )
 
+R = TypeVar("R")
 
-class MemoryStore(EventStore):
+
+class MemoryBackend(Backend):
     def __init__(self, clock: Clock = Clock()) -> None:  # noqa: B008 - frozen
+        self.last_id = 0
         self._clock = clock
         self._events: list[Recorded] = []
         self._streams: dict[str, list[Recorded]] = {}
         self._blobs: dict[tuple[str, str], bytes] = {}
         self._cursors: dict[str, int] = {}
-        self._moved = trio.Event()
 
-    @property
-    def last_id(self) -> int:
-        return self._events[-1].id if self._events else 0
+    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
+        return [outcome.capture(one) for one in group]
 
-    async def append(
-        self, stream: str, expected_version: int, events: Sequence[NewEvent], *, cursor: Cursor | None = None
+    def append(
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
     ) -> list[Recorded]:
-        await trio.lowlevel.checkpoint()
         actual = len(self._streams.get(stream, ()))
         if actual != expected_version:
             raise Conflict(stream, expected_version, actual)
@@ -47,7 +51,7 @@ class MemoryStore(EventStore):
             blobs[key] = blob.data
         now = self._clock.now()
         recorded = [
-            Recorded(self.last_id + i, stream, expected_version + i, event.name, event.version, event.data, now)
+            Recorded(self.last_id + i, stream, actual + i, event.name, event.version, event.data, now)
             for i, event in enumerate(events, start=1)
         ]
         # nothing can fail from here on
@@ -57,41 +61,44 @@ class MemoryStore(EventStore):
         if recorded:
             self._streams.setdefault(stream, []).extend(recorded)
             self._events.extend(recorded)
-            self._moved.set()
-            self._moved = trio.Event()
+            self.last_id = recorded[-1].id
         return recorded
 
-    async def load(self, stream: str, after: int = 0) -> list[Recorded]:
-        await trio.lowlevel.checkpoint()
-        return self._streams.get(stream, [])[after:]
+    def ack(self, cursor: Cursor) -> None:
+        self._cursors[cursor.name] = max(cursor.id, self._cursors.get(cursor.name, 0))
 
-    async def read(self, after_id: int = 0, limit: int = 1000) -> list[Recorded]:
-        await trio.lowlevel.checkpoint()
-        start = bisect_right(self._events, after_id, key=lambda recorded: recorded.id)
-        return self._events[start : start + limit]
-
-    async def streams(self) -> list[str]:
-        await trio.lowlevel.checkpoint()
-        return sorted(self._streams)
-
-    async def blob(self, stream: str, kind: str) -> bytes | None:
-        await trio.lowlevel.checkpoint()
-        return self._blobs.get((stream, kind))
-
-    async def prune(self, stream: str, kinds: Iterable[str]) -> None:
-        await trio.lowlevel.checkpoint()
+    def prune(self, stream: str, kinds: Iterable[str]) -> None:
         for kind in kinds:
             self._blobs.pop((stream, kind), None)
 
-    async def cursor(self, name: str) -> int | None:
-        await trio.lowlevel.checkpoint()
+    def load(self, stream: str, after: int) -> list[Recorded]:
+        return self._streams.get(stream, [])[after:]
+
+    def read(self, after_id: int, limit: int) -> list[Recorded]:
+        start = bisect_right(self._events, after_id, key=lambda recorded: recorded.id)
+        return self._events[start : start + limit]
+
+    def streams(self) -> list[str]:
+        return sorted(self._streams)
+
+    def blob(self, stream: str, kind: str) -> bytes | None:
+        return self._blobs.get((stream, kind))
+
+    def cursor(self, name: str) -> int | None:
         return self._cursors.get(name)
 
-    async def ack(self, cursor: Cursor) -> None:
-        await trio.lowlevel.checkpoint()
-        self._cursors[cursor.name] = max(cursor.id, self._cursors.get(cursor.name, 0))
+    def close(self) -> None:
+        pass
 
-    async def wait_beyond(self, after_id: int) -> None:
-        await trio.lowlevel.checkpoint()
-        while self.last_id <= after_id:
-            await self._moved.wait()
+
+async def inline(function: Callable[[], R], /) -> R:
+    """`RunBlocking` without threads: for a clock that jumps, and for replay by seed."""
+    await trio.lowlevel.checkpoint()
+    return function()
+
+
+async def run_memory_store(
+    disk: MemoryBackend, *, task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run a store over this memory, for ever; the started value is the `EventStore`."""
+    await serve(disk, inline, task_status=task_status)

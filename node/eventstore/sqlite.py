@@ -1,156 +1,268 @@
-"""The event store on SQLite, as a service: `run_store`.
+"""The event store on SQLite: `run_store`, and the backend over two connections to one file.
 
-Appends of many tasks that come while one commit is under way go into the next commit together, and share its fsync.
+The writer runs groups of writes: one transaction and so one fsync for the group, a savepoint for each write, so that a
+refused one fails alone. The reader sees only what is committed (WAL), and is not held up by the writer.
+
+Nobody else in this process may open and close the file while it is in use: POSIX would drop SQLite's locks on it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 import outcome
 import trio
-from attrs import define, field
 
 from node.clock import Clock
 from node.errors import NeedsUser
-from node.eventstore.database import Database
-from node.eventstore.interface import Cursor, EventStore, NewEvent, Recorded, RunBlocking
+from node.eventstore.interface import (
+    AlreadyHandled,
+    Backend,
+    BlobExists,
+    Conflict,
+    Cursor,
+    EventStore,
+    NewEvent,
+    Recorded,
+    RunBlocking,
+    serve,
+)
 from node.eventstore.lock import lock_directory
 from protocols.errors import WorldError
 
-R = TypeVar("R")
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x63666431
+SCHEMA = """
+-- the columns of events are the fields of Recorded, in their order
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    stream TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    recorded_at REAL NOT NULL,
+    UNIQUE (stream, position)
+);
+CREATE TABLE blobs (
+    stream TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    event INTEGER NOT NULL REFERENCES events (id),
+    data BLOB NOT NULL,
+    UNIQUE (stream, kind)
+);
+CREATE TABLE cursors (
+    name TEXT PRIMARY KEY,
+    id INTEGER NOT NULL
+);
+"""
+
+WORLD = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""SQLite's primary error codes that are neither damage nor a bug."""
 
 
-@define(eq=False)
-class _Wish:
-    """A write that a task waits for."""
+class SqliteBackend(Backend):
+    def __init__(self, path: Path, now: Callable[[], float]) -> None:
+        """Open or create the file, and check it. Raises `NeedsUser` or `WorldError`."""
+        self.path = path
+        self._now = now
+        with self._trouble(), contextlib.ExitStack() as opened:
+            # created by us so that nobody else may read it; SQLite gives its other files the same mode
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._writer = opened.enter_context(contextlib.closing(self._connect()))
+            self._prepare()
+            self._reader = opened.enter_context(contextlib.closing(self._connect()))
+            self._reader.execute("PRAGMA query_only = ON")
+            self.last_id = self._newest(self._reader)
+            opened.pop_all()
 
-    write: Callable[[], object]
-    result: outcome.Outcome[object] | None = None
-    done: trio.Event = field(factory=trio.Event)
+    def _connect(self) -> sqlite3.Connection:
+        # isolation_level None: transactions are begun and ended by this module alone
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk there
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
 
+    def _prepare(self) -> None:
+        connection = self._writer
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        fresh = (version, application, tables) == (0, 0, 0)
+        if not fresh and application != APPLICATION_ID:
+            raise NeedsUser(
+                f"{self.path} is an SQLite database, but not an event store of this program",
+                "give the node a data directory of its own",
+                code="not_an_event_store",
+            )
+        if version > SCHEMA_VERSION:
+            raise NeedsUser(
+                f"{self.path} has schema version {version}; this program knows versions up to {SCHEMA_VERSION}",
+                "run the newer version of this program that wrote it",
+                code="store_too_new",
+            )
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise WorldError("disk_error", f"{self.path}: its file system cannot hold a write-ahead log")
+        if fresh:
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+        problems = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+        if problems != ["ok"]:
+            raise self._corrupt("; ".join(problems))
 
-class SqliteStore(EventStore):
-    """Made and run by `run_store` alone."""
+    def _corrupt(self, problem: str) -> NeedsUser:
+        return NeedsUser(
+            f"{self.path} is damaged: {problem}",
+            "restore a backup, or move the file aside to start without its positions",
+            code="store_corrupt",
+        )
 
-    def __init__(self, database: Database, run_blocking: RunBlocking) -> None:
-        self._database = database
-        self._run_blocking = run_blocking
-        self._last_id = database.last_id
-        self._moved = trio.Event()  # set and replaced when `last_id` grows, or the store closes
-        self._wishes: list[_Wish] = []
-        self._wanted = trio.Event()  # there are wishes, or damage was found
-        self._reading = trio.Lock()
-        self._damage: NeedsUser | None = None
-        self._closed = False
+    def close(self) -> None:
+        with self._trouble():
+            self._reader.close()
+            self._writer.close()  # last, so that the log is folded into the file
+
+    @contextlib.contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Sort SQLite's errors: the world's, damage, and (passed on) bugs."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code == sqlite3.SQLITE_FULL:
+                raise WorldError("disk_full", f"{self.path}: the disk is full") from error
+            if code in WORLD:
+                raise WorldError("disk_error", f"{self.path}: {error}") from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._corrupt(str(error)) from error
+            raise
+        except OSError as error:
+            raise WorldError("disk_error", f"{self.path}: {error.strerror}") from error
 
     # Writing
 
-    async def run(self) -> None:
-        """Commit group after group, for ever."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            if self._damage is not None:
-                raise self._damage
-            group, self._wishes = self._wishes, []
-            if not group:
-                continue
-            try:
-                results = await self._run_blocking(partial(self._database.write, [wish.write for wish in group]))
-            except BaseException:
-                self._wishes = group + self._wishes  # `close` answers them
-                raise
-            for wish, result in zip(group, results, strict=True):
-                wish.result = result
-                wish.done.set()
-            if self._database.last_id > self._last_id:
-                self._last_id = self._database.last_id
-                self._wake()
-
-    async def _write(self, write: Callable[[], R]) -> R:
-        self._check_open()
-        wish = _Wish(write)
-        self._wishes.append(wish)
-        self._wanted.set()
+    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
+        # if the group's transaction is lost, each gets one of its own: one too large for the disk fails alone
         try:
-            await wish.done.wait()
-        except trio.Cancelled:
-            if wish in self._wishes:
-                self._wishes.remove(wish)
+            with self._trouble():
+                return self._transaction(group)
+        except WorldError as error:
+            if len(group) == 1:
+                return [outcome.Error(error)]
+        return [self.write([one])[0] for one in group]
+
+    def _transaction(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
+        results: list[outcome.Outcome[object]] = []
+        connection = self._writer
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for one in group:
+                connection.execute("SAVEPOINT one")
+                try:
+                    with self._trouble():
+                        results.append(outcome.Value(one()))
+                except NeedsUser:
+                    raise
+                except Exception as error:  # it goes to the task that asked for this write
+                    if not connection.in_transaction:
+                        raise  # SQLite gave up the whole transaction
+                    connection.execute("ROLLBACK TO one")
+                    results.append(outcome.Error(error))
+                connection.execute("RELEASE one")
+            last_id = self._newest(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")  # a failed COMMIT leaves the transaction open
             raise
-        if wish.result is None:
-            raise trio.ClosedResourceError("the event store went down; whether this was written is unknown")
-        return cast(R, wish.result.unwrap())
+        self.last_id = last_id
+        return results
 
-    async def append(
-        self, stream: str, expected_version: int, events: Sequence[NewEvent], *, cursor: Cursor | None = None
+    def append(
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
     ) -> list[Recorded]:
-        return await self._write(partial(self._database.append, stream, expected_version, tuple(events), cursor))
+        execute = self._writer.execute
+        (actual,) = execute("SELECT coalesce(max(position), 0) FROM events WHERE stream = ?", (stream,)).fetchone()
+        if actual != expected_version:
+            raise Conflict(stream, expected_version, actual)
+        if cursor is not None:
+            row = execute("SELECT id FROM cursors WHERE name = ?", (cursor.name,)).fetchone()
+            if row is not None and row[0] >= cursor.id:
+                raise AlreadyHandled(cursor, row[0])
+            self.ack(cursor)
+        now = self._now()
+        recorded = []
+        for position, event in enumerate(events, start=expected_version + 1):
+            values = (stream, position, event.name, event.version, event.data, now)
+            id_ = execute(
+                "INSERT INTO events (stream, position, name, version, data, recorded_at) VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            ).lastrowid
+            assert id_ is not None
+            for blob in event.blobs:
+                if execute("SELECT 1 FROM blobs WHERE stream = ? AND kind = ?", (stream, blob.kind)).fetchone():
+                    raise BlobExists(stream, blob.kind)
+                execute("INSERT INTO blobs VALUES (?, ?, ?, ?)", (stream, blob.kind, id_, blob.data))
+            recorded.append(Recorded(id_, *values))
+        return recorded
 
-    async def ack(self, cursor: Cursor) -> None:
-        await self._write(partial(self._database.ack, cursor))
+    def ack(self, cursor: Cursor) -> None:
+        self._writer.execute(
+            "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET id = max(id, excluded.id)",
+            (cursor.name, cursor.id),
+        )
 
-    async def prune(self, stream: str, kinds: Iterable[str]) -> None:
-        await self._write(partial(self._database.prune, stream, tuple(kinds)))
+    def prune(self, stream: str, kinds: Iterable[str]) -> None:
+        self._writer.executemany("DELETE FROM blobs WHERE stream = ? AND kind = ?", [(stream, kind) for kind in kinds])
 
     # Reading
 
-    async def _read(self, read: Callable[[], R]) -> R:
-        async with self._reading:
-            self._check_open()
-            try:
-                return await self._run_blocking(read)
-            except NeedsUser as error:
-                self._damage = error
-                self._wanted.set()
-                raise trio.BrokenResourceError("the event store is damaged") from error
+    @staticmethod
+    def _newest(connection: sqlite3.Connection) -> int:
+        # not max(id): an id stays used when its event is archived
+        newest: int = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()[0]
+        return newest
 
-    async def load(self, stream: str, after: int = 0) -> list[Recorded]:
-        return await self._read(partial(self._database.load, stream, after))
+    def _select(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._trouble():
+            return self._reader.execute(query, values).fetchall()
 
-    async def read(self, after_id: int = 0, limit: int = 1000) -> list[Recorded]:
-        return await self._read(partial(self._database.read, after_id, limit))
+    def load(self, stream: str, after: int) -> list[Recorded]:
+        query = "SELECT * FROM events WHERE stream = ? AND position > ? ORDER BY position"
+        return [Recorded(*row) for row in self._select(query, stream, after)]
 
-    async def streams(self) -> list[str]:
-        return await self._read(self._database.streams)
+    def read(self, after_id: int, limit: int) -> list[Recorded]:
+        query = "SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?"
+        return [Recorded(*row) for row in self._select(query, after_id, limit)]
 
-    async def blob(self, stream: str, kind: str) -> bytes | None:
-        return await self._read(partial(self._database.blob, stream, kind))
+    def streams(self) -> list[str]:
+        return [row[0] for row in self._select("SELECT DISTINCT stream FROM events ORDER BY stream")]
 
-    async def cursor(self, name: str) -> int | None:
-        return await self._read(partial(self._database.cursor, name))
+    def blob(self, stream: str, kind: str) -> bytes | None:
+        rows = self._select("SELECT data FROM blobs WHERE stream = ? AND kind = ?", stream, kind)
+        return rows[0][0] if rows else None
 
-    @property
-    def last_id(self) -> int:
-        return self._last_id
-
-    async def wait_beyond(self, after_id: int) -> None:
-        await trio.lowlevel.checkpoint()
-        while self._last_id <= after_id:
-            self._check_open()
-            await self._moved.wait()
-
-    # Life
-
-    def _wake(self) -> None:
-        self._moved.set()
-        self._moved = trio.Event()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("the event store is down")
-
-    async def close(self) -> None:
-        """Answer everybody who waits, then close the file."""
-        self._closed = True
-        self._wake()
-        for wish in self._wishes:
-            wish.done.set()
-        async with self._reading:
-            await self._run_blocking(self._database.close)
+    def cursor(self, name: str) -> int | None:
+        rows = self._select("SELECT id FROM cursors WHERE name = ?", name)
+        return rows[0][0] if rows else None
 
 
 async def run_store(
@@ -171,10 +283,5 @@ async def run_store(
             held.enter_context(lock_directory(path.parent))
         except OSError as error:
             raise WorldError("disk_error", f"{path.parent}: {error.strerror}") from error
-        store = SqliteStore(await run_blocking(partial(Database, path, clock.now)), run_blocking)
-        try:
-            task_status.started(store)
-            await store.run()
-        finally:
-            with trio.CancelScope(shield=True):
-                await store.close()
+        backend = await run_blocking(partial(SqliteBackend, path, clock.now))
+        await serve(backend, run_blocking, task_status=task_status)
