@@ -235,16 +235,14 @@ def run() -> None:
 def main(arguments: list[str]) -> int:
     """Run the command and give its exit status; what is wrong with the input is told in one line."""
     try:
-        app(arguments, prog_name="cfdnode", standalone_mode=False)
-    except typer.Exit as end:
-        return end.exit_code
+        status = app(arguments, prog_name="cfdnode", standalone_mode=False)
     except typer.Abort:
         return _complain("ended by the user")
     except typer.TyperException as error:
         return _complain(_usage(error))
     except (LocalError, WorldError) as error:
         return _complain(error.sentence)
-    return 0
+    return status if isinstance(status, int) else 0  # typer.Exit comes back as its number
 
 
 def _complain(line: str) -> int:
