@@ -31,3 +31,19 @@ class ConfigError(LocalError):
 
     def __init__(self, sentence: str) -> None:
         super().__init__("bad_config", sentence)
+
+
+class NotFound(LocalError):
+    """What the user names does not exist here."""
+
+
+class Conflict(LocalError):
+    """What the user asks for does not go with the present state."""
+
+
+class FieldError(LocalError):
+    """A value that the user gave is not allowed; `field` names it."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__("bad_value", sentence)
+        self.field = field

@@ -13,14 +13,20 @@ from typing import Any, TypeVar
 
 import anyio.to_process
 import outcome
+import structlog
 import trio
 from attrs import field, frozen
 
+from node.network.connection import Connection
+from node.network.endpoint import Handler
+from node.network.substream import Substream
 from protocols.codec import Message, Protocol
 from protocols.dialogue import Ask, Compute, Dialogue, Fact, Persist, Receive, Send, Step, accept, rejection
 from protocols.errors import LocalError, PeerGone, PeerSilent, RemoteError, WorldError
 
 R = TypeVar("R")
+
+log = structlog.get_logger("dialogue")
 
 FAREWELL_WITHIN = 5.0
 """Seconds for the last message and the orderly close; a peer that takes longer has its substream reset."""
@@ -54,8 +60,9 @@ class Host:
 async def converse(stream: trio.abc.HalfCloseableStream, protocol: Protocol, dialogue: Dialogue[R], host: Host) -> R:
     """Run `dialogue` to its end on `stream`, close the stream in order, and return the result.
 
-    Raises what the dialogue raises: RemoteError, WorldError or LocalError. The peer is told the reason
-    (:func:`protocols.dialogue.rejection`). A cancellation closes the dialogue and resets the stream.
+    Raises what the dialogue raises: RemoteError, WorldError or LocalError; the peer is told the reason
+    (:func:`protocols.dialogue.rejection`). When it ends otherwise, by a cancellation or a bug, the dialogue is closed
+    and the stream is the caller's to reset, with the code that fits.
     """
     conversation = _Conversation(stream, protocol, host)
     try:
@@ -68,9 +75,38 @@ async def converse(stream: trio.abc.HalfCloseableStream, protocol: Protocol, dia
         await conversation.take_leave(result)
     finally:
         dialogue.close()
-        # After an orderly close this does nothing; otherwise it resets the stream without waiting.
-        await trio.aclose_forcefully(stream)
     return result.unwrap()
+
+
+async def speak(connection: Connection, protocol: Protocol, dialogue: Dialogue[R], host: Host) -> R:
+    """Open a substream of its own for `dialogue` and run it there to its end."""
+    try:
+        substream = await connection.open(protocol.path)
+    except BaseException:
+        dialogue.close()
+        raise
+    try:
+        return await converse(substream, protocol, dialogue, host)
+    finally:
+        substream.reset()  # nothing, if it was closed in order
+
+
+def answering(protocol: Protocol, begin: Callable[[Substream], tuple[Dialogue[object], Host]]) -> Handler:
+    """A handler for the endpoint: for each substream of this protocol, the dialogue and host that `begin` gives it.
+
+    What ends a dialogue is logged with both sides' words, and ends nothing else.
+    """
+
+    async def handler(substream: Substream) -> None:
+        dialogue, host = begin(substream)
+        try:
+            await converse(substream, protocol, dialogue, host)
+        except (RemoteError, WorldError, LocalError) as error:
+            log.info(
+                "dialogue ended", path=protocol.path, peer=substream.peer.short, code=error.code, reason=error.sentence
+            )
+
+    return handler
 
 
 class _Conversation:
@@ -179,11 +215,10 @@ class _Conversation:
         with trio.move_on_after(FAREWELL_WITHIN):
             try:
                 if isinstance(result, outcome.Error):
-                    reason = rejection(result.error)
                     if not isinstance(result.error, RemoteError | WorldError | LocalError):
-                        return  # a bug of ours: the endpoint resets the stream and counts it
-                    if reason is not None:
+                        return  # a bug of ours: the caller resets the stream, the endpoint counts it
+                    if (reason := rejection(result.error)) is not None:
                         await self._stream.send_all(self._protocol.codec.encode(reason))
                 await self._stream.aclose()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except (trio.BrokenResourceError, trio.ClosedResourceError, RemoteError):
                 pass  # nobody is left to be told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from typing import Any
 
 import structlog
 import trio
@@ -17,8 +16,8 @@ from node.network.substream import INTERNAL_ERROR, Substream
 from protocols.errors import LocalError, RemoteError, RemoteProtocolError
 from protocols.transport.events import Event
 from protocols.transport.handshake import KEY_BYTES
+from protocols.transport.http2 import SessionLimits
 from protocols.transport.session import Session
-from protocols.transport.streams import SessionLimits
 
 log = structlog.get_logger("network")
 
@@ -157,17 +156,21 @@ class Endpoint:
 
         Raises CannotListen.
         """
+        where: tuple[str, int] = await self._running().start(self.serve, host, port)
+        return where
+
+    async def serve(
+        self, host: str, port: int, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """`listen`, until this call is cancelled; connections that were taken go on. Started with the address."""
         nursery = self._running()
         try:
             listeners = await trio.open_tcp_listeners(port, host=host, backlog=_LISTEN_BACKLOG)
         except OSError as error:
             raise CannotListen(host, port, _why(error)) from error
         where = listeners[0].socket.getsockname()
-        await nursery.start(self._listen, listeners)
-        return where[0], where[1]
-
-    async def _listen(self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[Any]) -> None:
-        await trio.serve_listeners(self.accept, listeners, handler_nursery=self._nursery, task_status=task_status)
+        task_status.started((where[0], where[1]))
+        await trio.serve_listeners(self.accept, listeners, handler_nursery=nursery)
 
     async def dial(self, address: PeerAddress) -> Connection:
         """Connect to a peer. Raises DialFailed, HandshakeFailed, or LocalError if we may or can not dial it."""

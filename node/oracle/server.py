@@ -16,7 +16,8 @@ from btclib_secp256k1 import xonly
 from fastapi import FastAPI, Request, Response
 
 from node.clock import Clock
-from node.web.problems import NotFound, add_problem_handlers
+from node.errors import NotFound
+from node.web.problems import add_problem_handlers
 from protocols.contract.numbers import DIGITS, ORDER, parse_price, tagged_hash
 from protocols.contract.oracle import announce, attest, event_id, event_time
 from protocols.errors import WorldError

@@ -13,10 +13,10 @@ import trio
 from attrs import evolve as changed
 
 from node.eventstore.interface import Blob, Conflict, EventStore
-from node.position.commands import Command
+from node.position.commands import Command, fail_setup
 from node.position.events import CODEC, AttemptStarted, CommitSignatureGiven, Event, signatures_blob
 from node.position.facts import command_of, decode_signatures
-from node.position.state import Outpoint, Position, evolve, replay
+from node.position.state import Outpoint, Position, State, evolve, replay
 from node.supervision import Service
 from protocols.contract.keys import Points, negated
 from protocols.contract.signing import Signatures
@@ -164,5 +164,10 @@ async def run_positions(
     """The service: loads all positions, then serves until cancelled."""
     positions = Positions(store)
     await positions.load()
+    for position in positions.all():
+        # A setup is never resumed; a dialogue that still runs is refused its next fact.
+        if position.state in (State.ORDERED, State.SETTING_UP):
+            interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
+            await positions.execute(position.id, interrupted)
     task_status.started(positions)
     await trio.sleep_forever()

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.clock import Clock
+from node.errors import NotFound
 from node.regtest.consensus import Chain
 from node.regtest.electrum_methods import shown
 from node.regtest.index import Index, OutPoint
@@ -21,7 +22,7 @@ from node.regtest.mempool import Mempool
 from node.regtest.prices import Market
 from node.regtest.treasury import Treasury
 from node.wallet.address import to_address, to_script
-from node.web.problems import NotFound, add_problem_handlers
+from node.web.problems import add_problem_handlers
 from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price
 from protocols.errors import LocalError
 

@@ -5,9 +5,9 @@ from enum import StrEnum
 from fastapi import APIRouter
 
 from node.clock import Clock
+from node.errors import Conflict, NotFound
 from node.health import all_healthy
 from node.supervision import Supervisor
-from node.web.problems import Conflict, NotFound
 
 
 class Action(StrEnum):

@@ -11,21 +11,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node.errors import Disconnected, NeedsUser
+from node.errors import Conflict, Disconnected, FieldError, NeedsUser, NotFound
 from protocols.errors import CodedError, LocalError, RemoteError, WorldError
 
 _log = structlog.get_logger(__name__)
 
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-
-
-class NotFound(LocalError):
-    """What the request names does not exist here."""
-
-
-class Conflict(LocalError):
-    """What the request asks for does not go with the present state."""
 
 
 def problem(
@@ -57,6 +49,8 @@ async def _coded(_request: Request, error: CodedError) -> JSONResponse:
             return problem(503, error.code, error.sentence, service=error.service, reason=error.reason)
         case NeedsUser():
             return problem(409, error.code, error.sentence, remedy=error.remedy)
+        case FieldError():
+            return problem(422, error.code, error.sentence, field=error.field)
         case NotFound():
             return problem(404, error.code, error.sentence)
         case Conflict():

@@ -1,0 +1,106 @@
+"""A maker: publishes offers, answers orders, keeps its positions."""
+
+from __future__ import annotations
+
+import socket
+
+import structlog
+import trio
+from attrs import define
+
+from node.config import MakerConfig
+from node.core import Core, build
+from node.network.address import PeerAddress
+from node.network.conversation import Host, answering, converse
+from node.network.substream import Substream
+from node.offers import OfferBoard, OrderDesk, Policy
+from node.setup import Setup
+from protocols import contract_setup, offers
+from protocols.codec import Rejected
+from protocols.contract.terms import Role
+from protocols.contract_setup import Decide, FindOffer
+from protocols.dialogue import Dialogue
+from protocols.identify import PeerRole
+from protocols.offers import NextOffers, Offer
+
+log = structlog.get_logger("maker")
+
+
+@define(eq=False)
+class Maker:
+    """What a maker has beside every node's services."""
+
+    core: Core
+    config: MakerConfig
+    board: OfferBoard
+    desk: OrderDesk
+
+    @classmethod
+    def build(cls, config: MakerConfig, api_socket: socket.socket) -> Maker:
+        """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
+        from node.web.maker_api import maker_router
+        from node.web.node_api import node_routers
+
+        maker: Maker
+        core = build(config, api_socket, PeerRole.MAKER, lambda core: [*node_routers(core), maker_router(maker)])
+        policy = Policy(config.max_quantity, config.max_exposure, config.accept == "manual")
+        maker = cls(core, config, OfferBoard(core.clock), OrderDesk(policy, core.clock))
+        core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
+        return maker
+
+    @property
+    def address(self) -> PeerAddress:
+        """By which takers reach this maker."""
+        place = self.config.public or self.config.listen
+        return PeerAddress(self.core.identity.public, place.host, place.port)
+
+    async def _listen(self, *, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
+        with self.core.endpoint.lent() as endpoint:
+            for path, handler in (
+                (offers.PROTOCOL.path, answering(offers.PROTOCOL, self._publish)),
+                (contract_setup.PROTOCOL.path, self._answer_order),
+            ):
+                if path not in endpoint.paths:
+                    endpoint.handle(path, handler)
+            await endpoint.serve(self.config.listen.host, self.config.listen.port, task_status=task_status)
+
+    def _publish(self, _: Substream) -> tuple[Dialogue[object], Host]:
+        last: tuple[Offer, ...] | None = None
+
+        async def next_offers(_: NextOffers) -> tuple[Offer, ...]:
+            nonlocal last
+            last = await self.board.next_set(last)
+            return last
+
+        return offers.maker(), Host(answers={NextOffers: next_offers})
+
+    async def _answer_order(self, substream: Substream) -> None:
+        """One setup, from its order to its end."""
+        peer = substream.peer.key
+        setup = Setup(peer)
+
+        async def find(ask: FindOffer) -> Offer | None:
+            return self.board.find(ask.offer_id)
+
+        async def decide(ask: Decide) -> Rejected | None:
+            order_id = ask.order.order_id
+            with self.core.positions.lent() as positions:
+                if positions.get(order_id) is not None or not self.desk.begin(order_id):
+                    return Rejected("order_id_known", "an order of this id was placed before")
+                setup.order_id = order_id
+                return await self.desk.decide(ask.order, peer, positions.all())
+
+        host = self.core.setup.host(Role.MAKER, peer, {Decide: decide, FindOffer: find})
+        dialogue = contract_setup.maker(self.core.setup.attempt)
+        try:
+            await self.core.setup.carry_out(setup, converse(substream, contract_setup.PROTOCOL, dialogue, host))
+        finally:
+            if setup.order_id is not None:
+                self.desk.forget(setup.order_id)
+
+
+async def run(config: MakerConfig, api_socket: socket.socket) -> None:
+    """Run a maker until cancelled."""
+    maker = Maker.build(config, api_socket)
+    log.info("maker", address=str(maker.address), network=config.network)
+    await maker.core.supervisor.run()

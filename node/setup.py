@@ -1,0 +1,222 @@
+"""What a contract setup needs of its node, in either role: the answers to its questions, and what becomes of it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+import trio
+from attrs import Factory, define, field, frozen
+
+from node.chain.electrum import ElectrumClient
+from node.chain.inputs import check_inputs
+from node.clock import Clock
+from node.config import FeeRateTable
+from node.network.conversation import Host
+from node.oracle.client import OracleClient
+from node.position.book import Positions
+from node.position.commands import fail_setup
+from node.supervision import Service
+from node.wallet.interface import OutPoint, Wallet
+from protocols.contract.funding import FundingInput, funding_needed
+from protocols.contract.keys import attempt_keys
+from protocols.contract.oracle import Announcement
+from protocols.contract.terms import Role
+from protocols.contract.transactions import ContractPlan, ContractTransactions
+from protocols.contract_setup import (
+    Attempt,
+    CheckCoins,
+    CheckFeeRate,
+    FetchAnnouncements,
+    Fund,
+    Funding,
+    KnownPoints,
+    Now,
+    SignLock,
+)
+from protocols.dialogue import Ask
+from protocols.errors import CodedError, LocalError, RemoteProtocolError, WorldError
+from protocols.offers import OracleKeys
+
+Answers = Mapping[type[Ask[Any]], Callable[[Any], Awaitable[Any]]]
+
+SIX_BLOCKS = 6
+RECORD_WITHIN = 10.0
+"""Seconds in which a setup that is being ended may still write that it failed."""
+
+log = structlog.get_logger("setup")
+
+
+@define(eq=False)
+class CoinHolds:
+    """Coins that a setup under way was given and that no event names yet."""
+
+    lock: trio.Lock = Factory(trio.Lock)
+    """Held from choosing coins until they are held here, so that two setups never choose the same."""
+    _held: dict[bytes, frozenset[OutPoint]] = Factory(dict)
+
+    def all(self) -> frozenset[OutPoint]:
+        return frozenset(coin for coins in self._held.values() for coin in coins)
+
+    def hold(self, order_id: bytes, coins: frozenset[OutPoint]) -> None:
+        self._held[order_id] = coins
+
+    def release(self, order_id: bytes) -> None:
+        """At the end of a setup, when an event says whether its coins are reserved."""
+        self._held.pop(order_id, None)
+
+
+@define
+class Setup:
+    """One setup under way; the maker learns its order id on the way."""
+
+    peer: bytes
+    order_id: bytes | None = None
+
+
+@frozen
+class SetupNode:
+    """The services that a setup asks, and the seed that its keys follow from."""
+
+    clock: Clock
+    oracle_keys: OracleKeys
+    fee_rates: FeeRateTable
+    positions: Service[Positions]
+    chain: Service[ElectrumClient]
+    wallet: Service[Wallet]
+    oracle: Service[OracleClient]
+    seed: bytes = field(repr=False)
+    holds: CoinHolds = Factory(CoinHolds)
+    entropy: Callable[[int], bytes] = secrets.token_bytes
+
+    def attempt(self, order_id: bytes) -> Attempt:
+        """A setup's salt, drawn anew, and its keys."""
+        salt = self.entropy(32)
+        return Attempt(salt, attempt_keys(self.seed, setup_salt=salt, salt=salt, order_id=order_id, index=0))
+
+    def host(self, role: Role, peer: bytes, more: Answers | None = None) -> Host:
+        """The host of a setup with `peer`; `more` are the answers that differ by role."""
+
+        async def sign_lock(ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
+            return await self._sign_lock(role, ask)
+
+        async def persist(fact: Any) -> None:
+            await self.positions.call(Positions.remember, fact, peer)
+
+        answers: Answers = {
+            Now: self._now,
+            CheckFeeRate: self._check_fee_rate,
+            FetchAnnouncements: self._announcements,
+            Fund: self._fund,
+            KnownPoints: self._known_points,
+            CheckCoins: self._check_coins,
+            SignLock: sign_lock,
+        }
+        return Host(answers={**answers, **(more or {})}, persist=persist)
+
+    async def carry_out(self, setup: Setup, conversation: Awaitable[ContractPlan]) -> None:
+        """Await a setup's conversation, and see to it that its failure is on record however it ends."""
+        failure: CodedError | None = LocalError("interrupted", "the setup was interrupted")
+        try:
+            plan = await conversation
+            failure = None
+            log.info("contract signed", order=plan.order_id.hex(), peer=setup.peer[:8].hex())
+        except CodedError as error:
+            failure = error
+            order = setup.order_id.hex() if setup.order_id else None
+            log.info("setup ended", order=order, peer=setup.peer[:8].hex(), code=error.code, reason=error.sentence)
+        finally:
+            if setup.order_id is not None:
+                if failure is not None:
+                    with trio.move_on_after(RECORD_WITHIN, shield=True):
+                        await self._failed(setup.order_id, failure)
+                self.holds.release(setup.order_id)
+
+    async def _failed(self, order_id: bytes, error: CodedError) -> None:
+        """Nothing is recorded once our lock signatures left: then the lock is watched instead.
+
+        Nor can it be while the store is away; the positions are gone through when it is back (`run_positions`).
+        """
+        try:
+            await self.positions.call(Positions.execute, order_id, fail_setup(error.code, error.sentence))
+        except LocalError as refusal:
+            if refusal.code != "already_signed":
+                raise
+        except WorldError as down:
+            log.warning("a failed setup is not on record yet", order=order_id.hex(), reason=down.sentence)
+
+    async def fee_rate(self) -> int:
+        """Whole sat/vB for six blocks within the configured bounds; the default when the chain cannot say."""
+        rates = self.fee_rates
+        try:
+            estimate = await self.chain.call(ElectrumClient.estimate_fee, SIX_BLOCKS)
+        except WorldError:
+            estimate = None
+        return rates.default if estimate is None else min(max(estimate, rates.lowest), rates.highest)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    async def _now(self, _: Now) -> int:
+        return self.clock.calendar()
+
+    async def _check_fee_rate(self, ask: CheckFeeRate) -> None:
+        own = await self.fee_rate()
+        if not own <= 2 * ask.fee_rate <= 6 * own:
+            raise RemoteProtocolError(
+                "bad_fee_rate",
+                f"fee_rate is {ask.fee_rate} sat/vB, allowed is half to three times our own estimate, {own}",
+            )
+
+    async def _announcements(self, ask: FetchAnnouncements) -> tuple[Announcement, ...]:
+        if ask.oracle != self.oracle_keys:
+            raise LocalError("other_oracle", "the offer names another oracle than this node's configuration")
+        found: dict[str, Announcement] = {}
+        failures: list[WorldError] = []
+
+        async def fetch(event: str) -> None:
+            try:
+                found[event] = await self.oracle.call(OracleClient.announcement, event)
+            except WorldError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for event in ask.event_ids:
+                nursery.start_soon(fetch, event)
+        if failures:
+            raise failures[0]
+        return tuple(found[event] for event in ask.event_ids)
+
+    async def _fund(self, ask: Fund) -> Funding:
+        payout = await self.wallet.call(Wallet.new_script)
+        needed = funding_needed(ask.role, ask.terms, payout, ask.peer_payout)
+        async with self.holds.lock:
+            with self.positions.lent() as positions:
+                reserved = {OutPoint(each.txid, each.vout) for each in positions.reserved()} | self.holds.all()
+            chosen = await self.wallet.call(Wallet.fund, needed, ask.terms.fee_rate, reserved)
+            self.holds.hold(ask.order_id, frozenset(OutPoint(coin.txid, coin.vout) for coin in chosen.inputs))
+        return Funding(chosen.inputs, chosen.change_script, payout)
+
+    async def _known_points(self, ask: KnownPoints) -> frozenset[bytes]:
+        with self.positions.lent() as positions:
+            return positions.known_points(ask.points)
+
+    async def _check_coins(self, ask: CheckCoins) -> None:
+        for name, scripts in (("inputs", [coin.script for coin in ask.inputs]), ("scripts", ask.scripts)):
+            for script in scripts:
+                if await self.wallet.call(Wallet.is_mine, script):
+                    raise RemoteProtocolError("not_yours", f"{name}: {script.hex()} is a script of this node's wallet")
+        await self._check_inputs(ask.inputs)
+
+    async def _check_inputs(self, inputs: tuple[FundingInput, ...]) -> None:
+        await self.chain.call(check_inputs, inputs)
+
+    async def _sign_lock(self, role: Role, ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
+        transactions = ContractTransactions(ask.plan)
+        witnesses = await self.wallet.call(Wallet.sign, transactions.lock.serialize(), transactions.lock_prevouts)
+        first = 0 if role is Role.MAKER else len(ask.plan.maker.inputs)
+        own = range(first, first + len(ask.plan.party(role).inputs))
+        if set(witnesses) != set(own):
+            raise LocalError("not_our_coin", f"the wallet signed inputs {sorted(witnesses)} of the lock, not {own}")
+        return tuple(witnesses[index] for index in own)

@@ -1,0 +1,184 @@
+"""A taker: keeps a link to each maker, takes offers, keeps its positions."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+
+import structlog
+import trio
+from attrs import Factory, define, field
+
+from node.config import TakerConfig
+from node.core import Core, build
+from node.errors import Conflict, FieldError, NeedsUser, NotFound
+from node.network.address import PeerAddress
+from node.network.connection import Connection
+from node.network.conversation import Host, speak
+from node.position.book import Positions
+from node.position.commands import place_order
+from node.setup import Setup
+from node.supervision import Service
+from protocols import contract_setup, identify, offers, ping
+from protocols.contract.numbers import BadNumber
+from protocols.contract.terms import Role
+from protocols.contract_setup import Order
+from protocols.errors import LocalError, RemoteError, WorldError
+from protocols.identify import PeerRole
+from protocols.offers import ID_LENGTH, Offer, OffersArrived
+from protocols.ping import Answered, NextNonce
+
+log = structlog.get_logger("taker")
+
+
+@define(eq=False)
+class MakerLink:
+    """A connection to a maker, with what it said of itself and its offers."""
+
+    address: PeerAddress
+    connection: Connection
+    identity: identify.Identity
+    offers: tuple[Offer, ...] = ()
+    offers_at: float = 0.0
+    """When the present set arrived, on the wall clock."""
+    latency: float | None = None
+    """Seconds of the last ping's round trip."""
+
+
+@define(eq=False)
+class Taker:
+    """What a taker has beside every node's services."""
+
+    core: Core
+    config: TakerConfig
+    links: dict[bytes, Service[MakerLink]] = Factory(dict)
+    """By the maker's identity."""
+    _trades: Service[trio.Nursery] = field(init=False)
+
+    @classmethod
+    def build(cls, config: TakerConfig, api_socket: socket.socket) -> Taker:
+        """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
+        from node.web.node_api import node_routers
+        from node.web.taker_api import taker_router
+
+        taker: Taker
+        core = build(config, api_socket, PeerRole.TAKER, lambda core: [*node_routers(core), taker_router(taker)])
+        taker = cls(core, config)
+        for text in config.makers:
+            address = PeerAddress.parse(text)
+            taker.links[address.peer.key] = core.supervisor.service(
+                f"maker {address.peer.short}", partial(taker._keep_link, address), [core.endpoint]
+            )
+        taker._trades = core.supervisor.service("setups", _run_nursery, [core.positions])
+        return taker
+
+    # --- the link to a maker ------------------------------------------------------------------------------------------
+
+    async def _keep_link(self, address: PeerAddress, *, task_status: trio.TaskStatus[MakerLink]) -> None:
+        """One connection's life: who is it, what does it offer, how far is it."""
+        with self.core.endpoint.lent() as endpoint:
+            try:
+                connection = await endpoint.dial(address)
+            except LocalError as error:
+                raise NeedsUser(error.sentence, "correct the maker's address in the configuration") from error
+            try:
+                await self._speak_with(address, connection, task_status)
+            except RemoteError as error:
+                # the maker's fault, and so the world's to this service: try again later
+                raise WorldError(error.code, f"maker {address.peer.short}: {error.sentence}") from error
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await connection.aclose()
+
+    async def _speak_with(
+        self, address: PeerAddress, connection: Connection, task_status: trio.TaskStatus[MakerLink]
+    ) -> None:
+        identity = await speak(connection, identify.PROTOCOL, identify.opener(self.config.network), Host())
+        link = MakerLink(address, connection, identity)
+
+        async def arrived(ask: OffersArrived) -> None:
+            link.offers, link.offers_at = ask.offers, self.core.clock.now()
+            task_status.started(link)
+            self._fresh(address)
+
+        sent_at = 0.0
+
+        async def next_nonce(_: NextNonce) -> bytes:
+            nonlocal sent_at
+            if link.latency is not None:
+                await trio.sleep(ping.EVERY)
+            sent_at = trio.current_time()
+            return os.urandom(ping.SIZE)
+
+        async def answered(_: Answered) -> None:
+            link.latency = trio.current_time() - sent_at
+            self._fresh(address)
+
+        async with trio.open_nursery() as nursery:
+            pinging = Host(answers={NextNonce: next_nonce, Answered: answered})
+            listening = Host(answers={OffersArrived: arrived})
+            nursery.start_soon(speak, connection, ping.PROTOCOL, ping.opener(), pinging)
+            nursery.start_soon(speak, connection, offers.PROTOCOL, offers.taker(), listening)
+            await connection.wait_closed()
+            raise WorldError("connection_lost", connection.reason or "the connection ended")
+
+    def _fresh(self, address: PeerAddress) -> None:
+        self.links[address.peer.key].fresh()
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+
+    async def place(self, maker: bytes | None, offer_id: bytes, quantity: int, leverage: int) -> bytes:
+        """Order from an offer; returns the order's id once it is on record. What becomes of it is the position's.
+
+        `maker` may be left out if there is only one that makes this offer. Raises LocalError naming the field, or
+        WorldError when a service that is needed is away.
+        """
+        link, offer = self._find(maker, offer_id)
+        if offer.stale(self.core.clock.now()):
+            raise Conflict("stale_offer", f"offer {offer_id.hex()} is older than ten minutes; wait for a new one")
+        if offer.oracle != self.core.setup.oracle_keys:
+            raise Conflict("other_oracle", "the offer names another oracle than this node's configuration")
+        try:
+            offer.check_order(quantity, leverage)
+        except BadNumber as error:
+            raise FieldError(error.field, str(error)) from error
+        order = Order(self.core.setup.entropy(ID_LENGTH), offer, quantity, leverage)
+        await self.core.positions.call(
+            Positions.execute, order.order_id, place_order(order, Role.TAKER, link.address.peer.key)
+        )
+        with self._trades.lent() as nursery:
+            nursery.start_soon(self._take, link, order)
+        return order.order_id
+
+    def _find(self, maker: bytes | None, offer_id: bytes) -> tuple[MakerLink, Offer]:
+        if maker is not None and maker not in self.links:
+            raise NotFound("no_such_maker", f"maker: {maker.hex()} is not configured")
+        for service in [self.links[maker]] if maker is not None else self.links.values():
+            if maker is None and not service.health.up:
+                continue
+            with service.lent() as link:
+                for offer in link.offers:
+                    if offer.id == offer_id:
+                        return link, offer
+        raise NotFound("no_such_offer", f"offer_id: no connected maker makes offer {offer_id.hex()}")
+
+    async def _take(self, link: MakerLink, order: Order) -> None:
+        setup = Setup(link.address.peer.key, order.order_id)
+        host = self.core.setup.host(Role.TAKER, setup.peer)
+        dialogue = contract_setup.taker(order, self.core.setup.attempt(order.order_id))
+        await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
+
+
+async def _run_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A place for setups to run in."""
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()
+
+
+async def run(config: TakerConfig, api_socket: socket.socket) -> None:
+    """Run a taker until cancelled."""
+    taker = Taker.build(config, api_socket)
+    log.info("taker", identity=str(taker.core.identity.public), network=config.network)
+    await taker.core.supervisor.run()

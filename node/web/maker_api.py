@@ -1,0 +1,122 @@
+"""The maker's part of the API: offers are set and withdrawn, waiting orders answered."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from node.errors import FieldError
+from node.maker import Maker
+from node.offers import WaitingOrder, exposure
+from node.web.node_api import HexId
+from node.web.views import offer_view
+from protocols.codec import Rejected
+from protocols.contract.numbers import BadNumber
+from protocols.contract.terms import REGTEST_TIMELOCKS, Side, Timelocks
+from protocols.offers import ID_LENGTH, Offer
+
+
+class OfferIn(BaseModel):
+    """An offer to set. It replaces the one that stands for the same symbol and side, and stands for ten minutes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    symbol: Literal["BTCUSD"] = "BTCUSD"
+    side: Literal["long", "short"] = Field(description="the maker's side")
+    price: str = Field(description="USD, a decimal string with at most 2 places")
+    min_quantity: int | None = Field(default=None, description="contracts; the lot unless said otherwise")
+    max_quantity: int | None = Field(default=None, description="contracts; the configured most unless said otherwise")
+    leverages: list[int] | None = Field(default=None, description="the taker's choices")
+    opening_fee: int = Field(default=0, description="satoshis, taker to maker")
+    funding_rate: str = Field(default="0", description="per 24 h; positive: long pays short")
+    tolerance_near: str = "0.002"
+    tolerance_far: str = "0.01"
+
+
+class Refusal(BaseModel):
+    """Why an order is refused by hand."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sentence: str = Field(default="the maker does not take this order", min_length=1, max_length=200)
+
+
+def maker_router(maker: Maker) -> APIRouter:
+    router = APIRouter(prefix="/api/v1")
+    core, config = maker.core, maker.config
+
+    @router.get("/maker")
+    async def about() -> dict[str, Any]:
+        """The address for takers, and what is at stake over all positions."""
+        with core.positions.lent() as positions:
+            exposed = exposure(positions.all())
+        return {"address": str(maker.address), "exposure": exposed, "max_exposure": config.max_exposure}
+
+    @router.get("/offers")
+    async def offers() -> list[dict[str, Any]]:
+        return [offer_view(offer) for offer in maker.board.standing()]
+
+    @router.post("/offers", status_code=201)
+    async def set_offer(said: OfferIn) -> dict[str, Any]:
+        max_quantity = config.max_quantity // config.lot * config.lot
+        try:
+            offer = Offer(
+                id=core.setup.entropy(ID_LENGTH),
+                symbol=said.symbol,
+                side=Side(said.side),
+                price=said.price,
+                min_quantity=said.min_quantity if said.min_quantity is not None else config.lot,
+                max_quantity=said.max_quantity if said.max_quantity is not None else max_quantity,
+                lot=config.lot,
+                leverages=tuple(said.leverages if said.leverages is not None else config.leverages),
+                maker_leverage=config.own_leverage,
+                opening_fee=said.opening_fee,
+                funding_rate=said.funding_rate,
+                fee_rate=await core.setup.fee_rate(),
+                timelocks=REGTEST_TIMELOCKS if config.network == "regtest" else Timelocks(),
+                oracle=core.setup.oracle_keys,
+                tolerance_near=said.tolerance_near,
+                tolerance_far=said.tolerance_far,
+                created=int(core.clock.now()),
+            )
+        except BadNumber as error:
+            raise FieldError(error.field, str(error)) from error
+        if offer.max_quantity > config.max_quantity:
+            raise FieldError("max_quantity", f"max_quantity is {offer.max_quantity}, allowed is {config.max_quantity}")
+        maker.board.put(offer)
+        return offer_view(offer)
+
+    @router.delete("/offers/{offer_id}")
+    async def withdraw(offer_id: HexId) -> dict[str, Any]:
+        return offer_view(maker.board.withdraw(bytes.fromhex(offer_id)))
+
+    @router.get("/orders")
+    async def waiting_orders() -> list[dict[str, Any]]:
+        """Orders that wait for a word, when the policy is manual."""
+        return [_order_view(waiting) for waiting in maker.desk.waiting.values()]
+
+    @router.post("/orders/{order_id}/accept")
+    async def accept(order_id: HexId) -> dict[str, Any]:
+        return _order_view(maker.desk.answer(bytes.fromhex(order_id), None))
+
+    @router.post("/orders/{order_id}/reject")
+    async def reject(order_id: HexId, refusal: Refusal | None = None) -> dict[str, Any]:
+        sentence = (refusal or Refusal()).sentence
+        if not sentence.isprintable():
+            raise FieldError("sentence", "sentence must be one line of printable characters")
+        return _order_view(maker.desk.answer(bytes.fromhex(order_id), Rejected("declined_by_hand", sentence)))
+
+    return router
+
+
+def _order_view(waiting: WaitingOrder) -> dict[str, Any]:
+    return {
+        "order_id": waiting.order.order_id.hex(),
+        "counterparty": waiting.peer.hex(),
+        "since": waiting.since,
+        "quantity": waiting.order.quantity,
+        "leverage": waiting.order.leverage,
+        "offer": offer_view(waiting.order.offer),
+    }

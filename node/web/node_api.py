@@ -1,0 +1,73 @@
+"""What the API of every node offers: health, the wallet, positions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+
+from node.core import VERSION, Core
+from node.errors import NotFound
+from node.wallet.interface import Wallet
+from node.web.health_api import health_router
+from node.web.views import position_view
+
+HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
+
+
+def node_routers(core: Core) -> list[APIRouter]:
+    """The routes that makers and takers share."""
+    return [health_router(core.supervisor, core.clock), _node_router(core)]
+
+
+def _node_router(core: Core) -> APIRouter:
+    router = APIRouter(prefix="/api/v1")
+
+    @router.get("/node")
+    async def node() -> dict[str, Any]:
+        """Who this node is."""
+        return {
+            "version": VERSION,
+            "network": core.config.network,
+            "identity": str(core.identity.public),
+            "time": core.clock.now(),
+            "calendar": core.clock.calendar(),
+        }
+
+    @router.get("/wallet")
+    async def wallet() -> dict[str, Any]:
+        """The balance in satoshis, with the moment that it is of."""
+        balance = await core.wallet.call(Wallet.balance)
+        coins = await core.wallet.call(Wallet.coins)
+        with core.positions.lent() as positions:
+            reserved = {(each.txid, each.vout) for each in positions.reserved()}
+            locked = sum(position.own_margin_at_risk for position in positions.all() if position.lock is not None)
+        return {
+            "confirmed": balance.confirmed,
+            "pending": balance.pending,
+            "reserved": sum(coin.value for coin in coins if (coin.txid, coin.vout) in reserved),
+            "margin_locked": locked,
+            "as_of": balance.as_of,
+            "height": balance.height,
+        }
+
+    @router.post("/wallet/addresses", status_code=201)
+    async def new_address() -> dict[str, str]:
+        """A fresh address to pay to."""
+        return {"address": await core.wallet.call(Wallet.new_address)}
+
+    @router.get("/positions")
+    async def list_positions() -> list[dict[str, Any]]:
+        broadcasts = dict(core.broadcaster.status())
+        with core.positions.lent() as positions:
+            return [position_view(position, broadcasts) for position in positions.all()]
+
+    @router.get("/positions/{order_id}")
+    async def one_position(order_id: HexId) -> dict[str, Any]:
+        with core.positions.lent() as positions:
+            position = positions.get(bytes.fromhex(order_id))
+        if position is None:
+            raise NotFound("no_such_position", f"there is no position {order_id}")
+        return position_view(position, dict(core.broadcaster.status()))
+
+    return router

@@ -1,0 +1,130 @@
+"""Offers and positions as the API shows them: amounts in satoshis, prices and rates as decimal strings, ids in hex."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.chain.broadcast import Attempt
+from node.position.state import Ending, Position
+from protocols.contract.outcomes import covering, liquidation_price
+from protocols.contract.payout import Payout
+from protocols.contract.terms import Role
+from protocols.offers import STALE_AFTER, Offer
+
+
+def offer_view(offer: Offer) -> dict[str, Any]:
+    return {
+        "id": offer.id.hex(),
+        "symbol": offer.symbol,
+        "maker_side": offer.side.value,
+        "taker_side": offer.side.other.value,
+        "price": offer.price,
+        "min_quantity": offer.min_quantity,
+        "max_quantity": offer.max_quantity,
+        "lot": offer.lot,
+        "leverages": list(offer.leverages),
+        "maker_leverage": offer.maker_leverage,
+        "opening_fee": offer.opening_fee,
+        "funding_rate": offer.funding_rate,
+        "fee_rate": offer.fee_rate,
+        "created": offer.created,
+        "stale_at": offer.created + STALE_AFTER,
+    }
+
+
+def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
+    """One position from this node's side."""
+    offer = position.offer
+    assert offer is not None
+    view: dict[str, Any] = {
+        "order_id": position.id.hex(),
+        "state": position.state.value,
+        "role": position.role.value,
+        "counterparty": position.peer.hex(),
+        "symbol": offer.symbol,
+        "side": position.side.value,
+        "quantity": position.quantity,
+        "price": offer.price,
+        "taker_leverage": position.leverage,
+        "refusal": None,
+        "contract": None,
+        "settlement": None,
+        "paid": None,
+    }
+    if position.refusal is not None:
+        view["refusal"] = {"code": position.refusal[0], "sentence": position.refusal[1]}
+    if position.terms is not None:
+        terms = position.terms
+        view |= {
+            "margin": terms.margin(position.role),
+            "pool": terms.pool,
+            "account": terms.account(position.role),
+            "liquidation_price": liquidation_price(terms, position.side),
+        }
+    if position.contract is not None:
+        view["contract"] = _contract_view(position, broadcasts)
+        view["settlement"] = _settlement_view(position)
+    ending = position.cet or position.refund
+    if ending is not None:
+        view["paid"] = _ending_view(position, ending)
+    return view
+
+
+def _contract_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
+    transactions = position.transactions()
+    settles = transactions.plan.announcements[-1]
+    kept = {"lock": transactions.lock_txid, "commit": transactions.commit_txid}
+    return {
+        "index": transactions.plan.index,
+        "expiry": settles.time,
+        "event": settles.id,
+        "oracle": settles.scheme,
+        "cets": len(transactions.outcomes),
+        "fee_rate": transactions.plan.terms.fee_rate,
+        "lock_txid": _hex(transactions.lock_txid),
+        "lock_height": position.lock.height if position.lock else None,
+        "commit_txid": _hex(transactions.commit_txid),
+        "commit_height": position.commit.height if position.commit else None,
+        "commit_reason": position.publishing.reason if position.publishing else None,
+        "broadcasts": {
+            name: {"at": broadcasts[txid].at, "refused": broadcasts[txid].reason}
+            for name, txid in kept.items()
+            if txid in broadcasts
+        },
+    }
+
+
+def _settlement_view(position: Position) -> dict[str, Any] | None:
+    """What the contract says for the attested price, before any of it is on the chain."""
+    attested = position.attested
+    if attested is None:
+        return None
+    transactions = position.transactions(attested.index)
+    outcome = covering(transactions.outcomes, attested.event, attested.price)
+    assert outcome is not None
+    payouts = Payout(transactions.plan.terms).split(outcome.long)
+    return {
+        "event": transactions.plan.announcements[attested.event].id,
+        "price": attested.price,
+        "prices": [outcome.low, outcome.high],
+        "maker_payout": payouts[Role.MAKER],
+        "taker_payout": payouts[Role.TAKER],
+        "cet_txid": _hex(transactions.cet(outcome).GetTxid()),
+    }
+
+
+def _ending_view(position: Position, ending: Ending) -> dict[str, Any]:
+    return {
+        "kind": "cet" if ending is position.cet else "refund",
+        "txid": _hex(ending.txid),
+        "maker_payout": ending.maker_payout,
+        "taker_payout": ending.taker_payout,
+        "payout": ending.payout(position.role),
+        "final": ending.confirmed is not None,
+        "height": ending.confirmed.height if ending.confirmed else None,
+    }
+
+
+def _hex(txid: bytes) -> str:
+    """A transaction id as people and chain servers write it."""
+    return txid[::-1].hex()
