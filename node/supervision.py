@@ -12,7 +12,7 @@ once; what must survive is on disk before it matters, and a power cut does no wo
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import structlog
 import trio
@@ -71,7 +71,7 @@ class Service(Generic[Api]):
         self._wanted = True
         self._turn: trio.CancelScope | None = None
         self._loans: set[trio.CancelScope] = set()
-        self._api: Api | None = None
+        self._api: Api | None = None  # of a life that is up; may be None then, too
         self._up_since: float | None = None
         self._failures = 0
         self._impaired = ""
@@ -106,12 +106,12 @@ class Service(Generic[Api]):
         For what `call` cannot do: methods that do not wait, and iterating over what the API returns. Needs no
         ``async with``; must not be entered across a ``yield`` of an async generator.
         """
-        if self._api is None:
+        if not self._health.up:
             raise Disconnected(self.name, self._standing())
         with trio.CancelScope() as loan:
             self._loans.add(loan)
             try:
-                yield self._api
+                yield cast(Api, self._api)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 # a caller may meet the broken connection before the life does; a coded error is an answer
                 if isinstance(error, CodedError):
@@ -164,14 +164,14 @@ class Service(Generic[Api]):
 
     def degraded(self, reason: str) -> None:
         self._impaired = reason
-        if self._api is not None:
+        if self._health.up:
             self._became(State.DEGRADED, reason)
         elif self.state is State.STARTING:
             self._became(State.STARTING, reason)
 
     def recovered(self) -> None:
         self._impaired = ""
-        if self._api is not None:
+        if self._health.up:
             self._became(State.HEALTHY)
 
     def fresh(self) -> None:
@@ -214,7 +214,7 @@ class Service(Generic[Api]):
             if self._record(died_of) and self.raise_bugs:
                 raise
         finally:
-            if self._api is not None:
+            if self._health.up:
                 self._recall(describe_all(died_of) or "the node is ending")
         return died_of
 

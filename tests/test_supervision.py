@@ -189,6 +189,23 @@ async def test_a_peers_broken_stream_is_an_answer_of_the_service_and_not_its_end
             await part.call(Part.raises, ConnectionLost("connection_lost", "the peer's host is gone"))
 
 
+async def test_a_service_whose_api_is_none_is_up_like_any_other() -> None:
+    async def bare(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    part = service(bare)
+    async with supervised(part):
+        await part.until(State.HEALTHY)
+        with part.lent() as api:
+            assert api is None
+        part.degraded("slow")
+        assert part.state is State.DEGRADED
+        with pytest.raises(Disconnected), part.lent():
+            part.stop()
+            await trio.sleep_forever()
+
+
 # Ending a life
 
 
