@@ -1,7 +1,7 @@
 """An Electrum server (protocol 1.4, JSON lines over TCP) over the embedded chain and its mempool."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -53,7 +53,11 @@ class ElectrumServer:
         except OSError as error:
             raise WorldError("port_in_use", f"cannot listen on {host}:{port}: {error}") from error
         task_status.started(listeners[0].socket.getsockname()[1])
-        await trio.serve_listeners(self._serve, listeners)
+        await self.serve(listeners)
+
+    async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Serve on these until cancelled."""
+        await trio.serve_listeners(self._serve, list(listeners))
 
     def _on_change(self) -> None:
         changed, self.changed = self.changed, trio.Event()

@@ -1,8 +1,9 @@
 """A mempool that refuses what Bitcoin Core's would refuse, in its words.
 
-Scripts are judged by the kernel; what a contract leans on besides is here: lock times (BIP68, BIP113), double
-spends and replacement (BIP125's fee rules, without signalling), version-3 topology (BIP431), dust, relay
-fees, packages of a child with its parents. Nothing expires and nothing is evicted for its size.
+Scripts are judged by the kernel, by consensus rules alone (standardness of their encoding is not); what a
+contract leans on besides is here: lock times (BIP68, BIP113), double spends and replacement (BIP125's fee
+rules, without signalling), version-3 topology (BIP431), dust, relay fees, packages of a child with its
+parents. Nothing expires and nothing is evicted for its size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -10,7 +10,6 @@ import socket
 import time
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -75,42 +74,46 @@ async def run_world(
         raise LocalError("bad_hour", f"hour is {config.hour:g}, allowed are {SHORTEST_HOUR:g} seconds or more")
     path: PricePath = RandomWalk(config.seed) if config.prices is None else RecordedPath.read(config.prices)
     world_file = config.data / "world.toml"
-    anchor = _anchor(world_file, config.hour)
-    clock = Clock(hour=config.hour, anchor=float(int(wall())) if anchor is None else anchor, wall=wall)
-    since = int(clock.anchor)
-    market = Market(path, clock, since=since)
+    before = _Before.read(world_file, config.hour)
+    anchor = float(int(wall())) if before.anchor is None else before.anchor
+    clock = Clock(hour=config.hour, anchor=anchor, wall=wall)
+    market = Market(path, clock, since=int(anchor))
 
-    with Chain(config.data / "chain", wall=wall) as chain:
+    with (
+        _listen(config.electrum_port, before.electrum) as at_electrum,
+        _listen(config.oracle_port, before.oracle) as at_oracle,
+        _listen(config.control_port, before.control) as at_control,
+        Chain(config.data / "chain", wall=wall) as chain,
+    ):
         index = Index(chain)
         mempool = Mempool(chain, index)
         world = World(chain, index, mempool, Treasury(chain, mempool), market, clock)
         await world.mine_many(max(0, FIRST_BLOCKS - chain.height))
         keys = OracleKeys.load(config.data / "oracle.secret", entropy)
         attested = AttestedPrices(config.data / "oracle.attested")
-        oracle = Oracle(keys, attested, clock, since=since, market=market.at)
+        oracle = Oracle(keys, attested, clock, since=int(anchor), market=market.at)
+        announcement_key, attestation_key = keys.public()
+        running = RunningWorld(
+            config=world_file,
+            electrum=f"127.0.0.1:{_port(at_electrum)}",
+            oracle=f"http://127.0.0.1:{_port(at_oracle)}",
+            control=f"http://127.0.0.1:{_port(at_control)}",
+            announcement_key=announcement_key,
+            attestation_key=attestation_key,
+            clock=clock,
+            world=world,
+        )
 
-        with _listen(config.oracle_port) as at_oracle, _listen(config.control_port) as at_control:
-            async with trio.open_nursery() as nursery:
-                server = ElectrumServer(Methods(chain, index, mempool), mempool)
-                electrum_port = await nursery.start(partial(server.run, port=config.electrum_port))
-                await nursery.start(serve, CrashGuard(oracle_app(oracle)), [at_oracle])
-                await nursery.start(serve, CrashGuard(control_app(world)), [at_control])
-                nursery.start_soon(oracle.run)
-                nursery.start_soon(_mine_on_schedule, world)
-                announcement_key, attestation_key = keys.public()
-                running = RunningWorld(
-                    config=world_file,
-                    electrum=f"127.0.0.1:{electrum_port}",
-                    oracle=_url(at_oracle),
-                    control=_url(at_control),
-                    announcement_key=announcement_key,
-                    attestation_key=attestation_key,
-                    clock=clock,
-                    world=world,
-                )
-                _write(world_file, running)
-                _log.info("the world is up", config=str(world_file), height=chain.height, control=running.control)
-                task_status.started(running)
+        async with trio.open_nursery() as nursery:
+            electrum = ElectrumServer(Methods(chain, index, mempool), mempool)
+            nursery.start_soon(electrum.serve, [trio.SocketListener(trio.socket.from_stdlib_socket(at_electrum))])
+            await nursery.start(serve, CrashGuard(oracle_app(oracle)), [at_oracle])
+            await nursery.start(serve, CrashGuard(control_app(world)), [at_control])
+            nursery.start_soon(oracle.run)
+            nursery.start_soon(_mine_on_schedule, world)
+            _write(world_file, running)
+            _log.info("the world is up", config=str(world_file), height=chain.height, control=running.control)
+            task_status.started(running)
 
 
 async def _mine_on_schedule(world: World) -> None:
@@ -121,22 +124,36 @@ async def _mine_on_schedule(world: World) -> None:
             world.mine()
 
 
-def _anchor(world_file: Path, hour: float) -> float | None:
-    """Where the calendar of a world that is run again began; None for a new one."""
-    try:
-        clock = tomllib.loads(world_file.read_text(encoding="utf-8"))["clock"]
-        before, anchor = float(clock["hour"]), float(clock["anchor"])
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise LocalError("bad_world", f"data: cannot read {world_file}: {error!r}; start in a new directory") from error
-    if before != hour:
-        raise LocalError(
-            "other_hour",
-            f"hour is {hour:g}, but the world in {world_file.parent} runs at {before:g} seconds an hour and its "
-            "calendar cannot change: give that hour, or a new data directory",
-        )
-    return anchor
+@frozen
+class _Before:
+    """What stays when a world is run again: its calendar, and its ports as far as they are still free."""
+
+    anchor: float | None = None
+    electrum: int = 0
+    oracle: int = 0
+    control: int = 0
+
+    @classmethod
+    def read(cls, world_file: Path, hour: float) -> "_Before":
+        """From the file that the last run wrote, if there is one; raises `LocalError` if it ran at another hour."""
+        try:
+            told = tomllib.loads(world_file.read_text(encoding="utf-8"))
+            clock, places = told["clock"], (told["electrum"], told["oracle"]["url"], told["regtest"]["control"])
+            last, anchor = float(clock["hour"]), float(clock["anchor"])
+            electrum, oracle, control = (int(place.rpartition(":")[2]) for place in places)
+        except FileNotFoundError:
+            return cls()
+        except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+            raise LocalError(
+                "bad_world", f"data: cannot read {world_file}: {error!r}; start in a new directory"
+            ) from error
+        if last != hour:
+            raise LocalError(
+                "other_hour",
+                f"hour is {hour:g}, but the world in {world_file.parent} runs at {last:g} seconds an hour and its "
+                "calendar cannot change: give that hour, or a new data directory",
+            )
+        return cls(anchor, electrum, oracle, control)
 
 
 def _write(world_file: Path, running: RunningWorld) -> None:
@@ -165,14 +182,19 @@ control = "{running.control}"
     new.replace(world_file)
 
 
-def _listen(port: int) -> socket.socket:
-    try:
-        listener = socket.create_server(("127.0.0.1", port), backlog=100)
-    except OSError as error:
-        raise WorldError("port_in_use", f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
-    listener.setblocking(False)
-    return listener
+def _listen(port: int, before: int) -> socket.socket:
+    """A socket on that port; for 0 on the port of the last run, so that nodes find the world again, or on any."""
+    for wanted in (port,) if port else (before, 0):
+        try:
+            listener = socket.create_server(("127.0.0.1", wanted), backlog=100)
+        except OSError as error:
+            if wanted == before != port:
+                continue
+            raise WorldError("port_in_use", f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
+        listener.setblocking(False)
+        return listener
+    raise AssertionError("the system has a port for 0, or says why not")
 
 
-def _url(listener: socket.socket) -> str:
-    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+def _port(listener: socket.socket) -> int:
+    return int(listener.getsockname()[1])
