@@ -100,9 +100,9 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         with chain.lent() as client:
             await forwarder.run(client, task_status=task_status)
 
-    supervisor.service("chain monitor", run_monitor, [chain])
+    supervisor.service("chain-monitor", run_monitor, [chain])
     supervisor.service("broadcaster", run_broadcaster, [chain])
-    forward = supervisor.service("wallet's chain server", run_forwarder, [chain])
+    forward = supervisor.service("wallet-chain", run_forwarder, [chain])
 
     async def run_bdk(*, task_status: trio.TaskStatus[Wallet]) -> None:
         from node.wallet.bdk import BdkWallet
@@ -113,7 +113,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         )
         with chain.lent() as client:
             async with trio.open_nursery() as nursery:
-                task_status.started(await nursery.start(partial(run_wallet, opened)))
+                task_status.started(await nursery.start(partial(run_wallet, opened, report=wallet)))
                 async for _ in client.tips():
                     await opened.sync()
 

@@ -68,7 +68,7 @@ class Taker:
         for text in config.makers:
             address = PeerAddress.parse(text)
             taker.links[address.peer.key] = core.supervisor.service(
-                f"maker {address.peer.short}", partial(taker._keep_link, address), [core.endpoint]
+                f"maker-{address.peer.short}", partial(taker._keep_link, address), [core.endpoint]
             )
         taker._trades = core.supervisor.service("setups", _run_nursery, [core.positions])
         return taker
@@ -98,8 +98,10 @@ class Taker:
         link = MakerLink(address, connection, identity)
 
         async def arrived(ask: OffersArrived) -> None:
+            first = link.offers_at == 0.0
             link.offers, link.offers_at = ask.offers, self.core.clock.now()
-            task_status.started(link)
+            if first:
+                task_status.started(link)
             self._fresh(address)
 
         sent_at = 0.0

@@ -40,6 +40,7 @@ Notify = Callable[[str | None], object]
 # What servers answer to a transaction that they have already: bitcoind's words, old and new.
 _KNOWN = (
     "txn-already-in-mempool",
+    "txn-same-nonwitness-data-in-mempool",  # the peer's copy of a commit: other witness, same transaction
     "txn-already-known",
     "already in mempool",
     "already in block chain",

@@ -144,24 +144,26 @@ class Headers:
         if not self._network.retargets or height % PERIOD:
             allowed = bits == _bits(before)
         elif first is not None:
-            allowed = bits == self._retarget(before, _time(before) - _time(first))
+            allowed = bits == next_bits(_bits(before), _time(before) - _time(first), self._easiest)
         else:  # without the period's first header only the bounds of a change are known
-            hardest, easiest = self._retarget(before, 0), self._retarget(before, 8 * _TIMESPAN)
+            hardest, easiest = (next_bits(_bits(before), span, self._easiest) for span in (0, 8 * _TIMESPAN))
             allowed = target(hardest) <= target(bits) <= target(easiest)
         if not allowed:
             raise BadHeader(f"the header at height {height} has the target {bits:08x} after {_bits(before):08x}")
 
-    def _retarget(self, before: bytes, timespan: int) -> int:
-        timespan = min(max(timespan, _TIMESPAN // 4), _TIMESPAN * 4)
-        return compact(min(target(_bits(before)) * timespan // _TIMESPAN, self._easiest))
+
+def next_bits(bits: int, timespan: int, easiest: int) -> int:
+    """The compact target after a period that began at `bits` and took `timespan` seconds; `easiest` is the largest
+    target of the network."""
+    timespan = min(max(timespan, _TIMESPAN // 4), _TIMESPAN * 4)
+    return compact(min(target(bits) * timespan // _TIMESPAN, easiest))
 
 
 def target(bits: int) -> int:
-    """The number that `bits` writes compactly; 0 for a negative or oversized one, which no hash can satisfy."""
+    """The number that `bits` writes compactly; 0, which no hash can satisfy, for a negative or oversized one."""
     exponent, mantissa = bits >> 24, bits & 0x7FFFFF
-    if bits & 0x800000 or exponent > 32:
-        return 0
-    return mantissa << 8 * (exponent - 3) if exponent >= 3 else mantissa >> 8 * (3 - exponent)
+    number = mantissa << 8 * (exponent - 3) if exponent >= 3 else mantissa >> 8 * (3 - exponent)
+    return 0 if bits & 0x800000 or number >= 2**256 else number
 
 
 def compact(number: int) -> int:

@@ -15,7 +15,7 @@ from attrs import frozen
 from h2.errors import ErrorCodes
 
 from node.network.address import PeerId
-from node.network.errors import Busy, Closed, ConnectionLost, Forbidden, HandlerFailed, UnknownProtocol
+from node.network.errors import Busy, Closed, ConnectionLost, Forbidden, HandlerFailed, StreamReset, UnknownProtocol
 from node.network.substream import Substream
 from protocols.errors import Refused, RemoteProtocolError
 from protocols.transport.events import (
@@ -292,28 +292,21 @@ class Connection:
     # -- in
 
     def _dispatch(self, events: Sequence[Event]) -> None:
+        over: list[Substream] = []
         for event in events:
-            if self.closed:
-                return
             match event:
                 case StreamOpened(stream_id, path):
                     self._substreams[stream_id] = Substream(self, stream_id, path)
                     self._on_stream(self._substreams[stream_id])
-                case DataArrived(stream_id, data):
+                case (
+                    DataArrived(stream_id)
+                    | StreamEnded(stream_id)
+                    | StreamAborted(stream_id)
+                    | StreamRefused(stream_id)
+                ):
                     if substream := self._substreams.get(stream_id):
-                        substream.data_arrived(data)
-                case StreamEnded(stream_id):
-                    if substream := self._substreams.get(stream_id):
-                        substream.ended()
-                        self.settle(substream)
-                case StreamAborted(stream_id, code):
-                    if substream := self._substreams.get(stream_id):
-                        substream.aborted(code)
-                        self.settle(substream)
-                case StreamRefused(stream_id):
-                    if substream := self._substreams.get(stream_id):
-                        substream.break_off(_refusal(substream.path, event))
-                        self.settle(substream)
+                        self._tell(substream, event)
+                        over.append(substream)
                 case WindowOpened(0):
                     for substream in self._substreams.values():
                         substream.window_opened()
@@ -328,6 +321,21 @@ class Connection:
                 case Farewell(code, reason):
                     self._lose(*_farewell(code, reason))
                     self._life.cancel()
+        # Only now: the session is ahead of the events, and one that is still to come may concern the same stream.
+        for substream in over:
+            self.settle(substream)
+
+    @staticmethod
+    def _tell(substream: Substream, event: DataArrived | StreamEnded | StreamAborted | StreamRefused) -> None:
+        match event:
+            case DataArrived(_, data):
+                substream.data_arrived(data)
+            case StreamEnded():
+                substream.ended()
+            case StreamAborted(_, code):
+                substream.break_off(lambda: StreamReset(code))
+            case StreamRefused():
+                substream.break_off(_refusal(substream.path, event))
 
     def settle(self, substream: Substream) -> None:
         """Forget the substream if its stream is over, which makes room for another."""

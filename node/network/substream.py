@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 from h2.errors import ErrorCodes
 
-from node.network.errors import Closed, StreamReset
+from node.network.errors import Closed
 
 if TYPE_CHECKING:
     from node.network.address import PeerId
@@ -235,9 +235,6 @@ class Substream(trio.abc.HalfCloseableStream):
     def ended(self) -> None:
         self._eof = True
         self._arrived.unpark_all()
-
-    def aborted(self, code: int) -> None:
-        self.break_off(lambda: StreamReset(code))
 
     def break_off(self, error: Callable[[], Exception]) -> None:
         """The stream is gone: `error` makes what its users are told, a new exception for each."""

@@ -197,8 +197,10 @@ def _state(position: Position) -> State:
         return State.SETTLED if position.cet.confirmed else State.SETTLING
     if position.refund is not None:
         return State.REFUNDED if position.refund.confirmed else State.REFUNDING
+    if position.attested is not None and position.lock is not None:
+        return State.SETTLING
     if position.commit is not None:
-        return State.SETTLING if position.attested else State.COMMITTED
+        return State.COMMITTED
     if position.publishing is not None or position.commit_seen is not None:
         return State.FORCE_CLOSING
     if position.lock is not None:

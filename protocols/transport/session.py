@@ -10,8 +10,9 @@ from __future__ import annotations
 from protocols.errors import LocalError, RemoteProtocolError
 from protocols.transport.events import Established, Event, Farewell
 from protocols.transport.handshake import Handshake, public_key
+from protocols.transport.http2 import SessionLimits
 from protocols.transport.records import MAX_CIPHERTEXT, TAG_BYTES, Cutter, framed, pieces
-from protocols.transport.streams import SessionLimits, Streams
+from protocols.transport.streams import Streams
 
 _SHORTEST_RECORD = TAG_BYTES + 1
 
