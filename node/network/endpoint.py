@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
 import structlog
@@ -351,7 +352,9 @@ def _causes(error: Exception) -> Iterator[Exception]:
 
 
 def _why(error: OSError) -> str:
-    """The reason without addresses and numbers: a sentence for people."""
+    """The reason alone; trio wraps it in sentences with addresses."""
     causes = list(_causes(error.__cause__)) if isinstance(error.__cause__, Exception) else []
     first = next((cause for cause in causes if isinstance(cause, OSError)), error)
-    return (first.strerror or str(first)).lower()
+    if first.errno is None or isinstance(first, socket.gaierror):
+        return (first.strerror or str(first)).lower()
+    return os.strerror(first.errno).lower()
