@@ -127,9 +127,10 @@ class Service(Generic[Api]):
 
         Raises `Disconnected` if the service is not up or goes down before the method is through. A method that gets
         through all the same (its thread was stuck in it) gives its result: a known outcome is never thrown away.
+        A method named by a base class is the API's own, as in ``api.fund(amount)``; any function will do, too.
         """
         with self.lent() as api:
-            return await method(api, *args, **kwargs)
+            return await _own(api, method)(api, *args, **kwargs)
         raise AssertionError("a recalled loan raises")
 
     async def until(self, *states: State) -> None:
@@ -348,6 +349,15 @@ class Supervisor:
     def _ring(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+
+def _own(api: object, method: Callable[P, R]) -> Callable[P, R]:
+    """What a subclass put in the place of `method`, if it did."""
+    name = getattr(method, "__name__", "")
+    if any(vars(base).get(name) is method for base in type(api).__mro__):
+        own: Callable[P, R] = getattr(type(api), name)
+        return own
+    return method
 
 
 def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:

@@ -112,6 +112,25 @@ async def test_a_call_runs_a_method_of_the_started_value() -> None:
             assert api.life == 0
 
 
+async def test_a_method_named_by_its_interface_is_the_one_of_the_object_and_a_function_is_itself() -> None:
+    class Special(Part):
+        async def answer(self, question: int) -> int:
+            return 2 * await super().answer(question)
+
+    async def answer(part: Part, question: int) -> int:
+        return -await part.answer(question)
+
+    async def special(*, task_status: trio.TaskStatus[Part]) -> None:
+        task_status.started(Special(1))
+        await trio.sleep_forever()
+
+    part = service(special)
+    async with supervised(part):
+        await part.until(State.HEALTHY)
+        assert await part.call(Part.answer, 4) == 10
+        assert await part.call(answer, 4) == -10
+
+
 async def test_a_call_to_a_service_that_is_not_up_says_so_at_once() -> None:
     part = service(Lives(), name="wallet")
     with pytest.raises(Disconnected) as caught:
@@ -305,6 +324,20 @@ async def test_a_cancelled_life_may_still_say_that_it_has_started(autojump_clock
     assert seen == [State.ENDING, State.STOPPED]
 
 
+async def test_a_life_that_was_stopped_in_the_moment_it_started_is_lent_to_nobody() -> None:
+    async def prompt(*, task_status: trio.TaskStatus[Part]) -> None:
+        task_status.started(Part(0))
+        part.stop()  # here; from a request that is handled in the same step of the loop, say
+        await trio.sleep_forever()
+
+    part = service(prompt)
+    seen = []
+    part._listeners.append(lambda: seen.append(part.state))
+    async with supervised(part):
+        await part.until(State.STOPPED)
+    assert seen == [State.STARTING, State.ENDING, State.STOPPED]
+
+
 @pytest.mark.parametrize("error", [Outage(), trio.BrokenResourceError("closed under its reader")])
 async def test_what_a_cancelled_life_raises_is_no_failure(error: Exception) -> None:
     lives = Lives()
@@ -318,8 +351,11 @@ async def test_what_a_cancelled_life_raises_is_no_failure(error: Exception) -> N
     part = service(noisy)
     async with supervised(part):
         await part.until(State.HEALTHY)
+        seen = []
+        part._listeners.append(lambda: seen.append(part.state))
         part.restart()
         await part.until(State.HEALTHY)  # on a real clock: there is no pause
+        assert [state for state in seen if state is not State.ENDING] == [State.STARTING, State.HEALTHY]
         assert len(lives.parts) == 2
         assert (part.health.failures, part.health.last_error) == (0, "")
 
@@ -426,11 +462,13 @@ async def test_a_minute_of_being_up_forgets_the_failures_before(autojump_clock: 
 
 
 async def test_a_life_that_never_comes_up_backs_off_however_long_it_tries(autojump_clock: object) -> None:
-    async def never_up(*, task_status: trio.TaskStatus[Part]) -> None:
+    async def up_once(*, task_status: trio.TaskStatus[Part]) -> None:
+        if part.health.failures == 0:
+            task_status.started(Part(0))
         await trio.sleep(100)
         raise Outage
 
-    part = service(never_up)
+    part = service(up_once)
     async with supervised(part):
         await trio.sleep(3000)
         assert part.health.failures < 3000 / (100 + 20)
@@ -479,6 +517,8 @@ async def test_restart_does_not_wait_out_the_pause_and_stop_does_not_either() ->
         await part.until(State.HEALTHY)
         lives.now.die(Outage())
         await part.until(State.RESTARTING)
+        assert part.health.next_try is not None
+        assert part.health.next_try - trio.current_time() <= 1  # what the user restarts begins afresh
         part.stop()
         await part.until(State.STOPPED)
         part.start()
@@ -598,7 +638,8 @@ async def test_a_life_reports_that_it_is_degraded_and_recovered(autojump_clock: 
     ready = trio.Event()
 
     async def slow(*, task_status: trio.TaskStatus[Part]) -> None:
-        part.degraded("first server refused")
+        if not lives.parts:
+            part.degraded("first server refused")
         await ready.wait()
         await lives(task_status=task_status)
 
@@ -618,6 +659,11 @@ async def test_a_life_reports_that_it_is_degraded_and_recovered(autojump_clock: 
         part.fresh()
         assert (part.state, part.health.reason) == (State.HEALTHY, "")
         assert part.health.since == part.health.data_at == trio.current_time()
+        part.degraded("second server refused")
+        lives.now.die(Outage())
+        await part.until(State.RESTARTING)
+        part.restart()
+        await part.until(State.HEALTHY)  # what the last life reported died with it
 
 
 async def test_the_node_starts_its_services_in_order_and_waits_for_none(autojump_clock: object) -> None:
