@@ -2,4 +2,6 @@
 
 from node.cli import run
 
-run()
+# worker processes import this module, under another name
+if __name__ == "__main__":
+    run()

@@ -33,6 +33,7 @@ from node.setup import SetupNode
 from node.supervision import Service, Supervisor
 from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
+from node.workers import keep_warm
 from protocols import identify, ping
 from protocols.dialogue import Dialogue
 from protocols.errors import LocalError
@@ -153,6 +154,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         await endpoint.run(task_status=task_status)
 
     endpoint = supervisor.service("network", run_endpoint)
+    supervisor.service("workers", keep_warm)
     setup = SetupNode(
         clock=clock,
         oracle_keys=OracleKeys(oracle_config.scheme, oracle_config.announcement_key, oracle_config.attestation_key),

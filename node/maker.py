@@ -6,7 +6,7 @@ import socket
 
 import structlog
 import trio
-from attrs import define
+from attrs import define, field
 
 from node.config import MakerConfig
 from node.core import Core, build
@@ -15,6 +15,7 @@ from node.network.conversation import Host, answering, converse
 from node.network.substream import Substream
 from node.offers import OfferBoard, OrderDesk, Policy
 from node.setup import Setup
+from node.supervision import Service
 from protocols import contract_setup, offers
 from protocols.codec import Rejected
 from protocols.contract.terms import Role
@@ -34,6 +35,7 @@ class Maker:
     config: MakerConfig
     board: OfferBoard
     desk: OrderDesk
+    listener: Service[tuple[str, int]] = field(init=False)
 
     @classmethod
     def build(cls, config: MakerConfig, api_socket: socket.socket) -> Maker:
@@ -45,14 +47,19 @@ class Maker:
         core = build(config, api_socket, PeerRole.MAKER, lambda core: [*node_routers(core), maker_router(maker)])
         policy = Policy(config.max_quantity, config.max_exposure, config.accept == "manual")
         maker = cls(core, config, OfferBoard(core.clock), OrderDesk(policy, core.clock))
-        core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
+        maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         return maker
 
     @property
     def address(self) -> PeerAddress:
-        """By which takers reach this maker."""
-        place = self.config.public or self.config.listen
-        return PeerAddress(self.core.identity.public, place.host, place.port)
+        """By which takers reach this maker; the port is the real one once the listener is up."""
+        host, port = self.config.listen.host, self.config.listen.port
+        if self.listener.health.up:
+            with self.listener.lent() as place:
+                _, port = place
+        if self.config.public is not None:
+            host, port = self.config.public.host, self.config.public.port
+        return PeerAddress(self.core.identity.public, host, port)
 
     async def _listen(self, *, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
         with self.core.endpoint.lent() as endpoint:
@@ -102,5 +109,5 @@ class Maker:
 async def run(config: MakerConfig, api_socket: socket.socket) -> None:
     """Run a maker until cancelled."""
     maker = Maker.build(config, api_socket)
-    log.info("maker", address=str(maker.address), network=config.network)
+    log.info("maker", identity=str(maker.core.identity.public), network=config.network)
     await maker.core.supervisor.run()

@@ -169,7 +169,10 @@ class Taker:
         setup = Setup(link.address.peer.key, order.order_id)
         host = self.core.setup.host(Role.TAKER, setup.peer)
         dialogue = contract_setup.taker(order, self.core.setup.attempt(order.order_id))
-        await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
+        try:
+            await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
+        except Exception:  # a bug that one setup met is on record, and must not take the others down
+            log.exception("bug in a setup", order=order.order_id.hex())
 
 
 async def _run_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:

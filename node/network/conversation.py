@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-import anyio.to_process
 import outcome
 import structlog
 import trio
@@ -20,6 +19,7 @@ from attrs import field, frozen
 from node.network.connection import Connection
 from node.network.endpoint import Handler
 from node.network.substream import Substream
+from node.workers import in_worker_process
 from protocols.codec import Message, Protocol
 from protocols.dialogue import Ask, Compute, Dialogue, Fact, Persist, Receive, Send, Step, accept, rejection
 from protocols.errors import LocalError, PeerGone, PeerSilent, RemoteError, WorldError
@@ -30,11 +30,6 @@ log = structlog.get_logger("dialogue")
 
 FAREWELL_WITHIN = 5.0
 """Seconds for the last message and the orderly close; a peer that takes longer has its substream reset."""
-
-
-async def in_worker_process(function: Callable[..., R], args: tuple[object, ...]) -> R:
-    """Run a pure function in a worker process that is kept warm; abandoned when cancelled."""
-    return await anyio.to_process.run_sync(function, *args, cancellable=True)
 
 
 async def inline(function: Callable[..., R], args: tuple[object, ...]) -> R:

@@ -57,6 +57,7 @@ async def serve(
     """
     config = anycorn.config.Config()
     config.errorlog = logging.getLogger("cfdnode.http")
+    config.errorlog.setLevel(logging.WARNING)  # where it listens is told by the node, once
     config.accesslog = None
     config.include_server_header = False
     framework: Any = _without_lifespan(app)

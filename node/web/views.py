@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from attrs import asdict
+
 from node.chain.broadcast import Attempt
 from node.position.state import Ending, Position
 from protocols.contract.outcomes import covering, liquidation_price
 from protocols.contract.payout import Payout
-from protocols.contract.terms import Role
+from protocols.contract.terms import Role, Terms
 from protocols.offers import STALE_AFTER, Offer
 
 
@@ -80,7 +82,7 @@ def _contract_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict
         "event": settles.id,
         "oracle": settles.scheme,
         "cets": len(transactions.outcomes),
-        "fee_rate": transactions.plan.terms.fee_rate,
+        "terms": _terms_view(transactions.plan.terms),
         "lock_txid": _hex(transactions.lock_txid),
         "lock_height": position.lock.height if position.lock else None,
         "commit_txid": _hex(transactions.commit_txid),
@@ -91,6 +93,24 @@ def _contract_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict
             for name, txid in kept.items()
             if txid in broadcasts
         },
+    }
+
+
+def _terms_view(terms: Terms) -> dict[str, Any]:
+    """All that the payouts follow from, so that anyone can compute them again."""
+    return {
+        "symbol": terms.symbol,
+        "quantity": terms.quantity,
+        "price": terms.price,
+        "maker_side": terms.maker_side.value,
+        "maker_leverage": terms.maker_leverage,
+        "taker_leverage": terms.taker_leverage,
+        "maker_account": terms.maker_account,
+        "fee_rate": terms.fee_rate,
+        "timelocks": asdict(terms.timelocks),
+        "reference": terms.reference,
+        "tolerance_near": terms.tolerance_near,
+        "tolerance_far": terms.tolerance_far,
     }
 
 

@@ -1,0 +1,49 @@
+"""Worker processes for what is pure and heavy: signing and checking a contract takes a core for tens of milliseconds.
+
+A worker is told its work over a pipe, keeps what it computed once per process (points of events, shared hashes), and
+is replaced when it dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio.to_process
+import trio
+from anyio import BrokenWorkerProcess
+
+from protocols.errors import WorldError
+
+R = TypeVar("R")
+
+KEEP_WARM_EVERY = 120.0
+"""Seconds; an idle worker is ended after 300."""
+
+
+async def in_worker_process(function: Callable[..., R], args: tuple[object, ...]) -> R:
+    """Run a pure, picklable function in a worker process. Cancelled, it is abandoned and its process killed.
+
+    A worker that dies on the way is replaced once: the function is pure. Raises what the function raises, or WorldError
+    when no worker lives through it.
+    """
+    for last in (False, True):
+        try:
+            return await anyio.to_process.run_sync(function, *args, cancellable=True)
+        except BrokenWorkerProcess as error:
+            if last:
+                raise WorldError("no_worker", f"worker processes die: {error.__cause__ or error}") from error
+    raise AssertionError("the second try returns or raises")
+
+
+async def keep_warm(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """The service: starts a worker ahead of the first contract, and shows when none can be had."""
+    await in_worker_process(_import_signing, ())
+    task_status.started()
+    while True:
+        await trio.sleep(KEEP_WARM_EVERY)
+        await in_worker_process(_import_signing, ())
+
+
+def _import_signing() -> None:
+    import protocols.contract_setup  # noqa: F401  what a worker is there for
