@@ -13,9 +13,11 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, get_args, get_origin
 
+import attrs
 import cattrs
 import msgpack
 from attrs import field, frozen
+from cattrs.gen import make_dict_structure_fn
 
 from protocols.errors import LocalError, RemoteProtocolError
 
@@ -76,7 +78,7 @@ def strict_converter() -> cattrs.Converter:
         (item, *_) = get_args(kind)
 
         def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, list | tuple):
+            if type(value) is not list:  # MessagePack's extension types are tuples
                 raise ValueError(f"must be a list, got {type(value).__name__}")
             items = []
             for index, element in enumerate(value):
@@ -91,6 +93,16 @@ def strict_converter() -> cattrs.Converter:
     def is_homogeneous_tuple(kind: Any) -> bool:
         return get_origin(kind) is tuple and len(get_args(kind)) == 2 and get_args(kind)[1] is Ellipsis
 
+    def maps(kind: Any) -> Callable[[Any, Any], Any]:
+        fields = make_dict_structure_fn(kind, converter)
+
+        def structure(value: Any, _: Any) -> Any:
+            if type(value) is not dict:
+                raise ValueError(f"must be a map, got {type(value).__name__}")
+            return fields(value, kind)
+
+        return structure
+
     def enumeration(value: Any, kind: Any) -> Any:
         try:
             return kind(value)
@@ -98,6 +110,7 @@ def strict_converter() -> cattrs.Converter:
             allowed = ", ".join(str(member.value) for member in kind)
             raise ValueError(f"must be one of {allowed}, got {value!r:.40}") from None
 
+    converter.register_structure_hook_factory(attrs.has, maps)
     converter.register_structure_hook_factory(is_homogeneous_tuple, tuples)
     converter.register_structure_hook_func(lambda kind: isinstance(kind, type) and issubclass(kind, Enum), enumeration)
     return converter
@@ -120,6 +133,8 @@ def explain(error: BaseException) -> str:
 
 def _pairs_without_repetition(pairs: Any) -> dict[Any, Any]:
     listed = list(pairs)
+    if not all(type(key) is str for key, _ in listed):
+        raise ValueError("a key is no string")
     result = dict(listed)
     if len(result) != len(listed):
         raise ValueError("a key is repeated")
@@ -180,6 +195,9 @@ class Decoder:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._buffered = 0
+        """Bytes given to the unpacker."""
+        self._begun = 0
+        """Those of them that belonged to whole messages; `tell` also counts parts of a message."""
         self._unpacker = msgpack.Unpacker(
             raw=False,
             strict_map_key=True,
@@ -203,7 +221,7 @@ class Decoder:
             except msgpack.OutOfData:
                 if not self._pending:
                     return None
-                room = self._codec.limit - (self._buffered - self._unpacker.tell())
+                room = self._codec.limit - (self._buffered - self._begun)
                 if room <= 0:
                     raise malformed(f"a message exceeds {self._codec.limit} bytes") from None
                 piece = bytes(self._pending[:room])
@@ -214,12 +232,13 @@ class Decoder:
                 reason = str(error) or type(error).__name__
                 raise malformed(f"not MessagePack as this protocol uses it: {reason:.200}") from error
             else:
+                self._begun = self._unpacker.tell()
                 return self._codec.structure(value)
 
     @property
     def empty(self) -> bool:
         """Whether no part of a message has arrived."""
-        return not self._pending and self._buffered == self._unpacker.tell()
+        return not self._pending and self._buffered == self._begun
 
 
 @frozen
