@@ -1,7 +1,8 @@
 """All positions of this node: commands go in, events are on disk, and whoever waits for changes is told.
 
-The only writer of positions. What it holds in memory is what the store said, folded; after an append whose outcome is
-unknown it forgets the position and reads it again, so memory never runs ahead of the disk.
+The only writer of positions. What it holds in memory is what the store said, folded, so memory never runs ahead of the
+disk. After an append whose outcome is unknown it may lag behind: such a position goes on being shown, and its coins
+being reserved, as last known, and is read again before anything else is decided about it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Positions:
     def __init__(self, store: Service[EventStore]) -> None:
         self._store = store
         self._positions: dict[bytes, Position] = {}
+        self._stale: set[bytes] = set()
+        """Positions of which the disk may know more."""
         self._points: set[bytes] = set()
         self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
         self._changed = trio.Event()
@@ -57,8 +60,10 @@ class Positions:
         return position
 
     def _take(self, position: Position, events: Iterable[Event]) -> None:
-        if position.version:
-            self._positions[position.id] = position
+        self._stale.discard(position.id)
+        if not position.version or position == self._positions.get(position.id):
+            return
+        self._positions[position.id] = position
         for event in events:
             for party in _parties(event):
                 self._points |= {point for _, point in party.each()}
@@ -83,15 +88,6 @@ class Positions:
     def reserved(self) -> frozenset[Outpoint]:
         """Coins of ours that positions hold."""
         return frozenset(outpoint for position in self._positions.values() for outpoint in position.inputs_held)
-
-    def own_scripts(self) -> frozenset[bytes]:
-        """Payout and change scripts that this node gave to positions."""
-        return frozenset(
-            script
-            for position in self._positions.values()
-            for attempt in position.attempts
-            for script in (attempt.own.payout_script, attempt.own.change_script)
-        )
 
     async def changed_since(self, number: int) -> int:
         """Waits until `number` differs from this, and returns it."""
@@ -123,7 +119,7 @@ class Positions:
     async def _execute(self, order_id: bytes, command: Command, blobs: Sequence[Blob]) -> Position:
         for _ in range(CONFLICT_TRIES):
             position = self._positions.get(order_id)
-            if position is None:
+            if position is None or order_id in self._stale:
                 position = await self._reload(order_id)
             events = command(position)
             if not events:
@@ -134,11 +130,11 @@ class Positions:
             try:
                 await self._store.call(EventStore.append, _stream(order_id), position.version, new)
             except Conflict:
-                del self._positions[order_id]
+                self._stale.add(order_id)
                 continue
             except BaseException:
                 # whether it was written is unknown: what is in memory must not be decided upon again
-                self._positions.pop(order_id, None)
+                self._stale.add(order_id)
                 raise
             for event in events:
                 position = evolve(position, event)
@@ -161,13 +157,17 @@ def _parties(event: Event) -> list[Points]:
 async def run_positions(
     store: Service[EventStore], *, task_status: trio.TaskStatus[Positions] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """The service: loads all positions, then serves until cancelled."""
-    positions = Positions(store)
-    await positions.load()
-    for position in positions.all():
-        # A setup is never resumed; a dialogue that still runs is refused its next fact.
-        if position.state in (State.ORDERED, State.SETTING_UP):
-            interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
-            await positions.execute(position.id, interrupted)
-    task_status.started(positions)
-    await trio.sleep_forever()
+    """The service: loads all positions, then serves until cancelled or until the store goes down.
+
+    Each life of the store has positions of its own, read from it: what the last one left unknown is known then.
+    """
+    with store.lent():
+        positions = Positions(store)
+        await positions.load()
+        for position in positions.all():
+            # A setup is never resumed; a dialogue that still runs is refused its next fact.
+            if position.state in (State.ORDERED, State.SETTING_UP):
+                interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
+                await positions.execute(position.id, interrupted)
+        task_status.started(positions)
+        await trio.sleep_forever()
