@@ -139,7 +139,12 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         partial(run_oracle, oracle_config, clock=clock, store=Announcements(store), report=report),
         [store],
     )
-    supervisor.service("contracts", ChainKeeper(positions, monitor, broadcaster, seed.secret).run, [positions])
+
+    async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
+        keeper = ChainKeeper(positions, monitor, broadcaster, seed.secret, report=contracts)
+        await keeper.run(task_status=task_status)
+
+    contracts = supervisor.service("contracts", run_contracts, [positions])
     supervisor.service("attestations", AttestationKeeper(positions, oracle).run, [positions, oracle])
 
     async def run_endpoint(*, task_status: trio.TaskStatus[Endpoint]) -> None:

@@ -146,10 +146,10 @@ class Taker:
         except BadNumber as error:
             raise FieldError(error.field, str(error)) from error
         order = Order(self.core.setup.entropy(ID_LENGTH), offer, quantity, leverage)
-        await self.core.positions.call(
-            Positions.execute, order.order_id, place_order(order, Role.TAKER, link.address.peer.key)
-        )
-        with self._trades.lent() as nursery:
+        with self._trades.lent() as nursery:  # first: an order on record that nobody carries out helps nobody
+            await self.core.positions.call(
+                Positions.execute, order.order_id, place_order(order, Role.TAKER, link.address.peer.key)
+            )
             nursery.start_soon(self._take, link, order)
         return order.order_id
 

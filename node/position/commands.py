@@ -72,17 +72,6 @@ def place_order(order: Order, role: Role, peer: bytes) -> Command:
     return decide
 
 
-def reject_order(code: str, sentence: str) -> Command:
-    """The maker refused the order."""
-
-    def decide(position: Position) -> list[Event]:
-        if position.terms is not None or position.refusal is not None:
-            raise _refuse(position, "not_ordered", "only an order that was not accepted can be rejected")
-        return [OrderRejected(code, sentence)]
-
-    return decide
-
-
 def begin_attempt(fact: AttemptBegun, peer: bytes) -> Command:
     """Terms, salt, points and coins of a setup; for the maker also the order itself."""
 
@@ -152,6 +141,23 @@ def fail_setup(code: str, sentence: str) -> Command:
     return decide
 
 
+# --- what the user wants ----------------------------------------------------------------------------------------------
+
+
+def force_close(reason: str) -> Command:
+    """Publish the commit without the peer. The oracle's price settles; if it never speaks, the refund pays out."""
+
+    def decide(position: Position) -> list[Event]:
+        contract = position.contract
+        if contract is None or position.lock is None:
+            raise _refuse(position, "not_open", "there is no confirmed lock that a commit could spend")
+        if position.commit is not None or position.ended:
+            raise _refuse(position, "already_committed", "the commit is confirmed")
+        return [] if position.publishing is not None else [CommitPublishing(contract.index, reason)]
+
+    return decide
+
+
 # --- what the chain and the oracle show -------------------------------------------------------------------------------
 
 
@@ -198,8 +204,9 @@ def _observe_timelocks(position: Position, transactions: ContractTransactions, v
     if position.commit is None:
         return []
     events: list[Event] = []
-    # BIP68: a relative lock of n blocks is over for the block n after the one that confirmed; the next is tip + 1.
-    passed = view.tip_height + 1 - position.commit.height
+    # BIP68: a relative lock of n blocks is over for the block n after the one that confirmed; the next is tip + 1. As
+    # the commit stands now: a reorganisation may have moved it.
+    passed = view.confirmations(transactions.commit_txid)
     timelocks = transactions.plan.terms.timelocks
     if position.attested is not None and not position.cet_timelock_expired:
         settles = position.attested.event == len(transactions.plan.announcements) - 1
@@ -221,15 +228,12 @@ def _observe_ending(position: Position, transactions: ContractTransactions, view
         for role in Role
     }
     payouts = paid[Role.MAKER], paid[Role.TAKER]
+    known = position.cet or position.refund
+    if known is not None and known.txid == txid and bool(known.confirmed) >= final:
+        return []
     if txid == txid_of(transactions.refund):
-        known = position.refund
-        if final and (known is None or not known.confirmed):
-            return [RefundConfirmed(txid, *_where(view, txid), *payouts)]
-        return [] if known is not None else [RefundPublished(txid, *payouts)]
-    known = position.cet
-    if final and (known is None or not known.confirmed):
-        return [CetConfirmed(txid, *_where(view, txid), *payouts)]
-    return [] if known is not None and known.txid == txid else [CetPublished(txid, *payouts)]
+        return [RefundConfirmed(txid, *_where(view, txid), *payouts) if final else RefundPublished(txid, *payouts)]
+    return [CetConfirmed(txid, *_where(view, txid), *payouts) if final else CetPublished(txid, *payouts)]
 
 
 def _where(view: View, txid: bytes) -> tuple[int, bytes]:
@@ -260,12 +264,15 @@ def attest(event: int, attestation: Attestation) -> Command:
 
 
 def _consequences(position: Position) -> list[Event]:
-    """An attested price is acted upon as soon as there is a lock to spend: the commit goes out, unless one is out."""
+    """An attested price is acted upon as soon as there is a lock to spend: the commit goes out, unless it is confirmed.
+
+    That the peer published it is not enough: a mempool may drop it, and then nobody else sees to it that it comes back.
+    """
     if (
         position.attested is not None
         and position.lock is not None
         and position.publishing is None
-        and position.commit_seen is None
+        and position.commit is None
     ):
         return [CommitPublishing(position.attested.index, f"the oracle attested {position.attested.price}")]
     return []

@@ -1,6 +1,9 @@
-"""Which transactions a position must have broadcast now: a function of its events, so a restart changes nothing."""
+"""Which transactions a position must have broadcast now: a function of its events and of what the chain shows, so a
+restart changes nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from node.position.state import Attempt, Position
 from protocols.contract.keys import AttemptKeys, attempt_keys
@@ -13,12 +16,16 @@ from protocols.contract.signing import (
     complete_lock,
     complete_refund,
 )
+from protocols.contract.terms import Role
 
 
-def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[bytes, bytes]:
+def due(
+    position: Position, seed: bytes, signatures: Signatures | None, lost: Collection[bytes] = ()
+) -> dict[bytes, bytes]:
     """Transactions by id, parents before children, each complete; empty when nothing is to be broadcast.
 
-    `seed` is the node's 64-byte seed, `signatures` the peer's of the present contract.
+    `seed` is the node's 64-byte seed, `signatures` the peer's of the present contract. `lost` are the ids of those
+    that were confirmed once and are not any more: a reorganisation took them out of the chain.
     """
     contract = position.contract
     if contract is None or position.ended:
@@ -26,13 +33,13 @@ def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[
     plan = position.plan(contract.index)
     transactions = position.transactions(contract.index)
     wanted: dict[bytes, bytes] = {}
+    own, peer = position.own_witnesses, position.peer_witnesses
+    if (position.lock is None or transactions.lock_txid in lost) and own is not None and peer is not None:
+        witnesses = dict(enumerate((*own, *peer) if position.role is Role.MAKER else (*peer, *own)))
+        wanted[transactions.lock_txid] = complete_lock(plan, witnesses)
     if position.lock is None:
-        if position.peer_witnesses is not None and position.own_witnesses is not None:
-            own, peer = position.own_witnesses, position.peer_witnesses
-            witnesses = dict(enumerate((*own, *peer) if position.role.value == "maker" else (*peer, *own)))
-            wanted[transactions.lock_txid] = complete_lock(plan, witnesses)
         return wanted
-    if position.publishing is not None and position.commit is None:
+    if position.publishing is not None and (position.commit is None or transactions.commit_txid in lost):
         assert contract.commit_signature is not None
         keys = _keys(position, contract, seed)
         commit = complete_commit(plan, position.role, keys, contract.commit_signature)

@@ -1,27 +1,40 @@
 """Keeps what contracts promise: follows each one's transactions, acts on attestations, broadcasts what is due.
 
-Both keepers look at positions and at nothing that they remembered: begun anew, they do the same again, and every
-command that
-they give may be repeated.
+Both keepers look at positions, at the chain and at the oracle, and at nothing that they remembered: begun anew, they do
+the same again, and every command that they give may be repeated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import structlog
 import trio
-from attrs import field, frozen
+from attrs import Factory, define, field, frozen
 
 from node.chain.broadcast import Broadcaster
-from node.chain.monitor import Monitor
+from node.chain.monitor import Monitor, View
+from node.health import UNREPORTED, Report
 from node.oracle.client import OracleClient
 from node.position.book import Positions
 from node.position.commands import attest, observe
 from node.position.due import due
 from node.position.state import Position
 from node.supervision import Service
-from protocols.contract.oracle import Announcement
+from protocols.contract.oracle import Announcement, Attestation
+from protocols.errors import LocalError
 
 _log = structlog.get_logger(__name__)
+
+
+@define(eq=False)
+class _Kept:
+    """A contract that is being kept."""
+
+    order_id: bytes
+    lost: frozenset[bytes] = frozenset()
+    """Its lock and commit, if they were confirmed once and are not now."""
+    turn: trio.Lock = Factory(trio.Lock)
 
 
 @frozen
@@ -33,6 +46,8 @@ class ChainKeeper:
     broadcaster: Broadcaster
     seed: bytes = field(repr=False)
     """64 bytes."""
+    report: Report = UNREPORTED
+    """Told of a contract that cannot be kept."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         kept: set[bytes] = set()
@@ -43,46 +58,66 @@ class ChainKeeper:
                 while True:
                     number = await positions.changed_since(number)
                     for position in positions.all():
-                        if position.id not in kept and position.contract is not None and not position.ended:
-                            kept.add(position.id)
-                            nursery.start_soon(self._keep, positions, position.id)
+                        if position.id in kept or position.contract is None:
+                            continue
+                        kept.add(position.id)
+                        if position.ended:
+                            self.broadcaster.keep(position.id, {})  # what an earlier life left there
+                        else:
+                            nursery.start_soon(self._keep, positions, _Kept(position.id))
 
-    async def _keep(self, positions: Positions, order_id: bytes) -> None:
-        """One contract until it ended."""
+    async def _keep(self, positions: Positions, kept: _Kept) -> None:
+        """One contract until it ended. When this is cancelled or fails, what was due goes on being broadcast."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, positions, order_id)
-            await self._broadcast(positions, order_id)
+            nursery.start_soon(self._watch, positions, kept)
+            number, version = -1, -1
+            while version < 0 or not _get(positions, kept).ended:
+                number = await positions.changed_since(number)
+                if version != _get(positions, kept).version:
+                    version = _get(positions, kept).version
+                    await self._broadcast(positions, kept)
             nursery.cancel_scope.cancel()
 
-    async def _watch(self, positions: Positions, order_id: bytes) -> None:
-        position = positions.get(order_id)
-        assert position is not None
-        transactions = position.transactions()
+    async def _watch(self, positions: Positions, kept: _Kept) -> None:
+        transactions = _get(positions, kept).transactions()
         with self.monitor.follow([transactions.lock_output.script, transactions.commit_output.script]) as views:
             async for view in views:
-                await positions.execute(order_id, observe(view))
+                position = await positions.execute(kept.order_id, observe(view))
+                lost = frozenset(_lost(position, view))
+                if lost != kept.lost:
+                    kept.lost = lost
+                    await self._broadcast(positions, kept)
 
-    async def _broadcast(self, positions: Positions, order_id: bytes) -> None:
-        number, version = -1, -1
-        try:
-            while True:
-                number = await positions.changed_since(number)
-                position = positions.get(order_id)
-                if position is None or position.version == version:
-                    continue
-                version = position.version
-                self.broadcaster.keep(order_id, await self._due(positions, position))
-                if position.ended:
-                    return
-        finally:
-            self.broadcaster.keep(order_id, {})
+    async def _broadcast(self, positions: Positions, kept: _Kept) -> None:
+        async with kept.turn:  # so that who comes last has seen everything
+            position = _get(positions, kept)
+            try:
+                wanted = await self._due(positions, position, kept.lost)
+            except LocalError as error:
+                # a damaged record: that of one contract, and no reason to let the others go
+                _log.exception("a contract cannot be kept", order=position.id.hex())
+                self.report.degraded(f"position {position.id.hex()}: {error.sentence}")
+            else:
+                self.broadcaster.keep(position.id, wanted)
 
-    async def _due(self, positions: Positions, position: Position) -> dict[bytes, bytes]:
+    async def _due(self, positions: Positions, position: Position, lost: frozenset[bytes]) -> dict[bytes, bytes]:
         contract = position.contract
         assert contract is not None
         needed = position.cet_timelock_expired or position.refund_timelock_expired
         signatures = await positions.signatures(position.id, contract.index) if needed else None
-        return due(position, self.seed, signatures)
+        return due(position, self.seed, signatures, lost)
+
+
+def _get(positions: Positions, kept: _Kept) -> Position:
+    position = positions.get(kept.order_id)
+    assert position is not None, "positions are never forgotten"
+    return position
+
+
+def _lost(position: Position, view: View) -> Iterator[bytes]:
+    for placed in (position.lock, position.commit):
+        if placed is not None and not view.confirmations(placed.txid):
+            yield placed.txid
 
 
 @frozen
@@ -93,7 +128,9 @@ class AttestationKeeper:
     oracle: Service[OracleClient]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        waiting: set[str] = set()
+        asked: dict[str, Attestation | None] = {}
+        """By event; None while it is not attested."""
+        begun: set[tuple[bytes, int]] = set()
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
@@ -101,13 +138,24 @@ class AttestationKeeper:
                 while True:
                     number = await positions.changed_since(number)
                     for position in filter(_settles_by_oracle, positions.all()):
-                        for announcement in position.plan().announcements:
-                            if announcement.id not in waiting:
-                                waiting.add(announcement.id)
-                                nursery.start_soon(self._wait, positions, announcement, waiting)
+                        assert position.contract is not None
+                        contract = position.id, position.contract.index
+                        if contract in begun:
+                            continue
+                        begun.add(contract)
+                        for event, announcement in enumerate(position.plan().announcements):
+                            if announcement.id not in asked:
+                                asked[announcement.id] = None
+                                nursery.start_soon(self._wait, positions, announcement, asked)
+                            elif (known := asked[announcement.id]) is not None:
+                                # attested while this contract was being signed
+                                await positions.execute(position.id, attest(event, known))
 
-    async def _wait(self, positions: Positions, announcement: Announcement, waiting: set[str]) -> None:
+    async def _wait(
+        self, positions: Positions, announcement: Announcement, asked: dict[str, Attestation | None]
+    ) -> None:
         attestation = await self.oracle.call(OracleClient.wait_attestation, announcement)
+        asked[announcement.id] = attestation
         for position in filter(_settles_by_oracle, positions.all()):
             named = [each.id for each in position.plan().announcements]
             if announcement.id in named:

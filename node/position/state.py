@@ -131,6 +131,7 @@ class Position:
     refund_timelock_expired: bool = False
     cet: Ending | None = None
     refund: Ending | None = None
+    """Only one of the two spends the commit; what was seen last stands here."""
 
     @property
     def state(self) -> State:
@@ -259,13 +260,15 @@ def evolve(position: Position, event: Event) -> Position:
         case RefundTimelockExpired():
             return attrs.evolve(change, refund_timelock_expired=True)
         case CetPublished(txid, maker_payout, taker_payout):
-            return attrs.evolve(change, cet=Ending(txid, maker_payout, taker_payout))
+            return attrs.evolve(change, cet=Ending(txid, maker_payout, taker_payout), refund=None)
         case CetConfirmed(txid, height, block, maker_payout, taker_payout):
-            return attrs.evolve(change, cet=Ending(txid, maker_payout, taker_payout, Placed(txid, height, block)))
+            ending = Ending(txid, maker_payout, taker_payout, Placed(txid, height, block))
+            return attrs.evolve(change, cet=ending, refund=None)
         case RefundPublished(txid, maker_payout, taker_payout):
-            return attrs.evolve(change, refund=Ending(txid, maker_payout, taker_payout))
+            return attrs.evolve(change, refund=Ending(txid, maker_payout, taker_payout), cet=None)
         case RefundConfirmed(txid, height, block, maker_payout, taker_payout):
-            return attrs.evolve(change, refund=Ending(txid, maker_payout, taker_payout, Placed(txid, height, block)))
+            ending = Ending(txid, maker_payout, taker_payout, Placed(txid, height, block))
+            return attrs.evolve(change, refund=ending, cet=None)
 
 
 def replay(order_id: bytes, events: list[Event]) -> Position:
