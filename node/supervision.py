@@ -26,6 +26,9 @@ from protocols.errors import CodedError, WorldError
 EXPECTED = (WorldError, OSError, trio.BrokenResourceError, trio.TooSlowError)
 """What the world does to a service. Anything else that ends a life is a bug of ours, `NeedsUser` aside."""
 
+BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+"""What the user of an API meets when the life behind it is over."""
+
 LONGEST_PAUSE = 60.0
 HEALTHY_ENOUGH = 60.0
 """Seconds of being up after which the next failure counts as the first."""
@@ -108,17 +111,19 @@ class Service(Generic[Api]):
         """
         if not self._health.up:
             raise Disconnected(self.name, self._standing())
-        with trio.CancelScope() as loan:
-            self._loans.add(loan)
-            try:
+        loan = trio.CancelScope()
+        self._loans.add(loan)
+        try:
+            with loan:
                 yield cast(Api, self._api)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                # a caller may meet the broken connection before the life does; a coded error is an answer
-                if isinstance(error, CodedError):
-                    raise
-                raise Disconnected(self.name, describe(error)) from error
-            finally:
-                self._loans.discard(loan)
+        except Exception as error:
+            # a caller may meet the broken connection before the life does; a coded error is an answer
+            if all(isinstance(leaf, BROKEN) and not isinstance(leaf, CodedError) for leaf in leaves(error)):
+                reason = self._end_of_life if loan.cancel_called else describe_all(list(leaves(error)))
+                raise Disconnected(self.name, reason) from error
+            raise
+        finally:
+            self._loans.discard(loan)
         if loan.cancelled_caught:
             raise Disconnected(self.name, self._end_of_life)
 
@@ -360,13 +365,13 @@ def _own(api: object, method: Callable[P, R]) -> Callable[P, R]:
     return method
 
 
-def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
-    """The exceptions of a group, however deep."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
+def leaves(error: Exception) -> Iterator[Exception]:
+    """The exceptions of a group, however deep; of any other error, itself."""
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
 
 
 def describe(error: BaseException) -> str:

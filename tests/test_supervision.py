@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -196,6 +197,31 @@ async def test_a_caller_may_meet_the_broken_connection_before_the_supervisor_doe
             await part.call(Part.raises, error)
         assert caught.value.__cause__ is error
         assert part.state is State.HEALTHY
+
+
+@pytest.mark.parametrize("dies", [True, False])
+async def test_however_deep_in_nurseries_the_caller_meets_it(dies: bool) -> None:
+    lives = Lives()
+    part = service(lives)
+
+    async def reads(*, until_cancelled: bool) -> None:
+        try:
+            if until_cancelled:
+                await trio.sleep_forever()
+        finally:
+            raise trio.ClosedResourceError
+
+    async with supervised(part):
+        await part.until(State.HEALTHY)
+        told = "part is not available: " + ("the world is out" if dies else "ClosedResourceError")
+        with pytest.raises(Disconnected, match=told), part.lent():
+            async with trio.open_nursery() as nursery:
+                if dies:
+                    lives.now.die(Outage())
+                nursery.start_soon(trio.sleep_forever)
+                nursery.start_soon(partial(reads, until_cancelled=dies))
+        await settle()
+        assert part.health.bugs == 0
 
 
 async def test_a_peers_broken_stream_is_an_answer_of_the_service_and_not_its_end() -> None:
