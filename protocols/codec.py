@@ -58,6 +58,10 @@ class Rejected(Message):
             raise ValueError("sentence must be printable and at most 500 characters")
 
 
+MAX_REJECTED = 2100
+"""Bytes of the longest `Rejected`."""
+
+
 def _exactly(expected: type) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not expected:
@@ -148,8 +152,8 @@ class Codec:
     """The messages of one protocol, and the size that none of them exceeds."""
 
     def __init__(self, *kinds: type[Message], limit: int) -> None:
-        """`limit`: the most bytes that one message may take on the wire."""
-        self.limit = limit
+        """`limit`: the most bytes that one message may take on the wire; there is always room for a rejection."""
+        self.limit = max(limit, MAX_REJECTED)
         self.kinds = {wire_name(kind): kind for kind in (*kinds, Rejected)}
 
     def encode(self, message: Message) -> bytes:

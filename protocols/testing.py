@@ -94,8 +94,9 @@ class Pair:
         self.a, self.b = a, b
         self._flight: dict[str, deque[bytes]] = {a.name: deque(), b.name: deque()}  # by sender
         self.broken = False
-        a.begin()
-        b.begin()
+        for end in (a, b):
+            end.begin()
+            self._announce_end(end)
 
     def _peer(self, end: End) -> End:
         return self.b if end is self.a else self.a
@@ -132,9 +133,14 @@ class Pair:
         elif self._flight[end.name]:
             return False
         else:
-            self._flight[end.name].append(self.codec.encode(step.message))
-            end.sent.append(step.message)
-            end.give(None)
+            try:
+                data = self.codec.encode(step.message)
+            except LocalError as error:
+                end.throw(error)
+            else:
+                self._flight[end.name].append(data)
+                end.sent.append(step.message)
+                end.give(None)
         self._announce_end(end)
         return True
 
