@@ -16,11 +16,10 @@ from structlog.testing import capture_logs
 
 from node.clock import Clock
 from node.config import HostPort
-from node.errors import ConfigError, Disconnected, NeedsUser
+from node.errors import ConfigError, Conflict, Disconnected, NeedsUser, NotFound
 from node.health import State
 from node.supervision import Supervisor
 from node.web.health_api import health_router
-from node.web.problems import Conflict, NotFound
 from node.web.security import LARGEST_BODY, api_token
 from node.web.server import create_app, run_api, serve
 from node.web.sockets import bind_api, url_of
