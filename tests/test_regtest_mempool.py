@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import pytest
 from bitcoin.core import (
@@ -383,3 +384,53 @@ class TestReorganisation:
         assert fresh.blocks == world.index.blocks
         assert fresh.unspent(home) == world.index.unspent(home)
         assert [t.txid for t in fresh.history(home)] == [t.txid for t in world.index.history(home)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_it_takes_the_kernel_takes(world: World, seed: int) -> None:
+    """Random payments, replacements, packages, locks, blocks and forks: every template is a valid block."""
+    random = Random(seed)
+    known: list[tuple[OutPoint, int]] = [(world.coin(height), COIN) for height in range(1, 15)]
+    taken = refused = mined = 0
+    for _ in range(250):
+        match random.randrange(12):
+            case 0:
+                world.mine()
+                mined += 1
+            case 1:
+                depth = random.randrange(1, 4)
+                parent = world.chain.block_hash(world.chain.height - depth)
+                for _ in range(depth + 1):
+                    parent = world.chain.submit(world.chain.build(parent=parent, script=HOME))
+            case kind:
+                spent = dict(random.sample(known, random.choice([1, 1, 1, 2])))
+                fee = random.choice([0, 200, 500, 2000, 9000, 40_000])
+                halves = (sum(spent.values()) - fee) // 2
+                payment = pay(
+                    list(spent),
+                    halves,
+                    halves,
+                    version=random.choice([2, 3]),
+                    sequence=random.choice([0xFFFFFFFF, 0xFFFFFFFD, 0, 1, 3, 110]),
+                    lock=random.choice([0, 0, world.chain.height, world.chain.height + 2]),
+                )
+                child = pay(out(payment), halves - 3000, version=payment.nVersion)
+                try:
+                    if kind < 4:
+                        if any(world.mempool.submit_package([payment.serialize(), child.serialize()]).values()):
+                            refused += 1
+                    else:
+                        world.send(payment)
+                    taken += payment.GetTxid() in world.pool()
+                    known += [(out(payment, n), halves) for n in range(2)]
+                except Rejected:
+                    refused += 1
+    world.mine()
+    assert not world.pool()
+    assert min(taken, refused, mined) > 5
+    fresh = Index(world.chain)
+    assert (fresh.coins, fresh.spenders, fresh.transactions) == (
+        world.index.coins,
+        world.index.spenders,
+        world.index.transactions,
+    )

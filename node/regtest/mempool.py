@@ -104,8 +104,7 @@ class Mempool:
     # Writing
 
     def submit(self, raw: bytes) -> bytes:
-        """Take one transaction in and return its id; raises `Rejected`. One that is already here is accepted
-        again."""
+        """Take one transaction in and return its id; raises `Rejected`. What is here already is accepted again."""
         transaction = _parse(raw)
         txid: bytes = transaction.GetTxid()
         if txid in self.entries:
@@ -117,8 +116,7 @@ class Mempool:
         return txid
 
     def submit_package(self, raws: Sequence[bytes]) -> dict[bytes, Rejected | None]:
-        """Take in a child with its unconfirmed parents (the child last), as Bitcoin Core's ``submitpackage``
-        does.
+        """Take in a child with its unconfirmed parents (the child last), like Bitcoin Core's ``submitpackage``.
 
         Each is tried alone first; parents that fail for their fee are then judged together with the child.
         Returns what became of each. Raises `Rejected` when they are no such package.
