@@ -110,6 +110,11 @@ class ElectrumClient:
         """The tip now, and the newest one after each change: ``async for tip in client.tips()``."""
         return self._chain.tip.changes()
 
+    async def newest_tip(self) -> Tip:
+        """The tip after asking the server; `tip` may be one announcement behind other answers."""
+        await self._chain.catch_up()
+        return self.tip
+
     async def request(self, method: str, *params: object) -> object:
         """Any method of the protocol, with its answer unchecked."""
         return await self._session.request(method, *params)

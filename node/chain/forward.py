@@ -141,8 +141,8 @@ class _Dialler:
             case "server.ping", _:
                 return None
             case "blockchain.headers.subscribe", []:
+                self._told = await self._client.newest_tip()  # histories come fresh, so must it
                 self._wants_tips.set()
-                self._told = self._client.tip
                 return _notice(self._told)
             case "blockchain.scripthash.subscribe", [str(name)]:
                 return await self._client.subscribe(name, self._notifier(name))
