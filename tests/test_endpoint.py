@@ -202,6 +202,8 @@ async def test_silent_strangers_do_not_keep_an_honest_peer_out() -> None:
         strangers = [await trio.open_tcp_stream(address.host, address.port) for _ in range(300)]
         assert await ask(await taker.dial(address)) == b"question"
         assert len(maker._strangers) <= 64
+        with trio.fail_after(5):  # and not when the time of a handshake is over
+            assert await strangers[0].receive_some() == b""
         for stranger in strangers:
             await stranger.aclose()
 

@@ -167,6 +167,27 @@ def test_what_was_under_way_when_we_reset_is_ignored_and_costs_the_peer_no_reset
     assert received(pair.take("a"), again) == b"still there"
 
 
+def test_headers_that_are_ignored_still_count_for_their_compression() -> None:
+    pair = established()
+    late, next_one = pair.a.streams.open_stream(PATH), pair.a.streams.open_stream(PATH)
+    pair.carry("b")
+    pair.b.streams.refuse(late, 429, retry_after=123.456)  # goes into the compression table
+    pair.a.streams.reset_stream(late, ErrorCodes.CANCEL)
+    assert pair.carry("a") == []
+    pair.b.streams.refuse(next_one, 429, retry_after=123.456)  # is named by its place there
+    assert pair.carry("a") == [StreamRefused(next_one, 429, b"", 123.456)]
+
+
+def test_a_refused_stream_is_freed_though_the_peer_does_not_say_so() -> None:
+    pair = established()
+    stream = pair.a.streams.open_stream(PATH)
+    pair.carry("b")
+    pair.b.streams._h2.send_headers(stream, [(b":status", b"404")], end_stream=True)
+    assert pair.carry("a") == [StreamRefused(stream, 404, b"", None)]
+    assert pair.carry("b") == [StreamAborted(stream, 0)]
+    assert pair.a.streams._h2.open_outbound_streams == pair.b.streams._h2.open_inbound_streams == 0
+
+
 def test_a_late_answer_is_ignored_even_when_the_peer_has_no_streams_left() -> None:
     limits = SessionLimits(streams=1)
     pair = established(limits)

@@ -95,8 +95,6 @@ class Substream(trio.abc.HalfCloseableStream):
         with self._receiving():
             if self._readable():
                 await trio.lowlevel.checkpoint()
-            else:
-                self._connection.flush()  # the opening may still wait for its first data
             while not self._readable():
                 await self._arrived.park()
             if self._closed:
@@ -107,6 +105,16 @@ class Substream(trio.abc.HalfCloseableStream):
                 return b""
             assert self._broken is not None
             raise self._broken()
+
+    async def wait_broken(self) -> Exception:
+        """Until the peer gave the stream up (with or without an end before), refused it, or is gone; says how.
+
+        Takes nothing from what can be received, so it may wait beside a reader; a mere half close does not count.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._broken is None and not self._closed:
+            await self._arrived.park()
+        return Closed("the substream") if self._broken is None else self._broken()
 
     def _readable(self) -> bool:
         return bool(self._buffer) or self._eof or self._closed or self._broken is not None
