@@ -72,8 +72,7 @@ class AttestedPrices:
     """The price of each event, decided once for ever: a file of lines ``event price``, appended to."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file, if there is one; a last line without an end was not yet told to anybody and is
-        dropped."""
+        """Read the file, if there is one; a last line without an end was not yet told to anybody and is dropped."""
         self._path = path
         whole, _, rest = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
         if rest:
@@ -105,8 +104,7 @@ class Oracle:
         self._announced = lru_cache(256)(self._announce)
 
     def answer(self, path: str) -> bytes:
-        """The JSON for an event id (its path with the query); raises `NotFound` for one that is not
-        announced."""
+        """The JSON for an event id (its path with the query); raises `NotFound` for one that is not announced."""
         try:
             event = event_time(path)
         except ValueError as error:

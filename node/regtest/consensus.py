@@ -124,8 +124,7 @@ def check_scripts(raw: bytes, spent: Sequence[TxOut]) -> None:
 
 
 class Chain:
-    """The active chain of one data directory. Hashes are bytes in internal order, blocks and headers raw
-    bytes."""
+    """The active chain of one data directory. Hashes are bytes in internal order, blocks and headers raw bytes."""
 
     def __init__(self, datadir: Path, *, wall: Callable[[], float] = system_time.time) -> None:
         """Open or create the chain; raises `WorldError` (code ``chain_directory``) if that fails.

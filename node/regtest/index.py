@@ -65,8 +65,7 @@ class Index:
         self.spenders: dict[OutPoint, bytes] = {}
         """The confirmed transaction that spent an output."""
         self.blocks: list[list[bytes]] = [[]]
-        """The transaction ids of each block by height; the genesis block's are left out, as nobody can spend
-        them."""
+        """The transaction ids of each block by height; the genesis block's are left out, as nobody can spend them."""
         self._outputs: dict[OutPoint, Coin] = {}
         self._history: dict[bytes, dict[bytes, None]] = {}
         self._unspent: dict[bytes, dict[OutPoint, Coin]] = {}

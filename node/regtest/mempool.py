@@ -59,8 +59,7 @@ class Entry:
 
 
 class Mempool:
-    """Unconfirmed transactions over a chain; `index` must have been made before, so that it follows blocks
-    first."""
+    """Unconfirmed transactions over a chain; `index` must have been made before, so that it follows blocks first."""
 
     def __init__(self, chain: Chain, index: Index) -> None:
         self._chain = chain

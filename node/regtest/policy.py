@@ -80,8 +80,7 @@ def is_standard_script(script: bytes) -> bool:
 
 
 def dust_limit(script: bytes) -> int:
-    """The least value of an output that is not dust: 330 for P2TR, 294 for P2WPKH, 240 for P2A, 0 for
-    data."""
+    """The least value of an output that is not dust: 330 for P2TR, 294 for P2WPKH, 240 for P2A, 0 for data."""
     if script[:1] == b"\x6a":
         return 0
     spending = 67 if is_witness_program(script) else 148

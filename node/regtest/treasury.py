@@ -29,8 +29,7 @@ _INPUT = 58
 
 
 class Treasury:
-    """Spends what was mined to `script`. The key is no secret: whoever reads this may have the world's
-    coins."""
+    """Spends what was mined to `script`. The key is no secret: whoever reads this may have the world's coins."""
 
     def __init__(self, chain: Chain, mempool: Mempool) -> None:
         self._chain = chain
