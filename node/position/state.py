@@ -230,7 +230,8 @@ def evolve(position: Position, event: Event) -> Position:
         case SetupStarted(terms, announcements):
             return attrs.evolve(change, terms=terms, announcements=announcements)
         case AttemptStarted(index, salt, own, peer):
-            assert position.terms is not None
+            if position.terms is None:
+                return change  # no command decides this
             attempt = Attempt(index, position.terms, position.announcements, salt, own, peer)
             return attrs.evolve(change, attempts=(*position.attempts, attempt))
         case CommitSignatureGiven(index, given_peer):
