@@ -91,7 +91,7 @@ class Session:
         )
 
     def tell(self, method: str, *params: object) -> None:
-        """Send a request whose answer is of no interest. Never waits."""
+        """Send a request whose answer nobody needs. Never waits."""
         if self._over is None:
             self._send(next(self._ids), method, params)
 
