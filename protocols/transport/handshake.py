@@ -59,11 +59,11 @@ class Handshake:
             self._noise.set_as_initiator()
             self._noise.set_keypair_from_public_bytes(Keypair.REMOTE_STATIC, peer)
         self._noise.start_handshake()
-        # Set on the state and not through the connection, which warns that only tests do so. Kept, because the
-        # library forgets it, and with it the peer's key, when the handshake is done.
+        # Set on the state and not through the connection, which warns that only tests do so.
         self._state = self._noise.noise_protocol.handshake_state
         self._state.e = KeyPair25519.from_private_bytes(ephemeral)
         self._messages = 0
+        self._peer: bytes | None = None
 
     @property
     def finished(self) -> bool:
@@ -77,10 +77,9 @@ class Handshake:
     @property
     def peer(self) -> bytes:
         """The other side's public key, authenticated once the handshake is finished."""
-        if not self.finished:
+        if self._peer is None:
             raise LocalError("handshake_unfinished", "the peer's key is known when the handshake is finished")
-        key: bytes = self._state.rs.public_bytes
-        return key
+        return self._peer
 
     def size_allowed(self) -> tuple[int, int]:
         """The smallest and the largest size of the next message."""
@@ -96,7 +95,7 @@ class Handshake:
             message = bytes(self._noise.write_message(payload))
         except ValueError as error:  # from the curve: the peer's key is of low order, so there is no shared secret
             raise RemoteProtocolError("bad_handshake", "handshake: the peer's key is of low order") from error
-        self._messages += 1
+        self._step()
         return message
 
     def read(self, message: bytes) -> bytes:
@@ -114,8 +113,15 @@ class Handshake:
             raise RemoteProtocolError("bad_handshake", f"handshake message {number} is not for us") from error
         except ValueError as error:
             raise RemoteProtocolError("bad_handshake", "handshake: the peer's key is of low order") from error
-        self._messages += 1
+        self._step()
         return payload
+
+    def _step(self) -> None:
+        self._messages += 1
+        if self.finished:
+            # The library forgets its state now, and with it the peer's key; the ephemeral secret should go too.
+            self._peer = self._state.rs.public_bytes
+            del self._state
 
     def encrypt(self, plaintext: bytes) -> bytes:
         """One transport message, 16 bytes longer than its plaintext."""
