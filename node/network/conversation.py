@@ -1,8 +1,8 @@
 """Runs a dialogue (:mod:`protocols.dialogue`) on a substream: the only place where a protocol meets an event loop.
 
 Beside the task that carries out the steps, a second one reads one message ahead: so a megabyte both ways at once
-passes over a stream without buffers, and a peer that resets the stream cancels a question that is still being
-looked up. Half close ends what can be received and nothing else.
+passes over a stream without buffers. A third one sees when the peer gives the substream up, whatever it sent before:
+that cancels a question which is still being looked up. Half close ends what can be received and nothing else.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ async def converse(stream: trio.abc.HalfCloseableStream, protocol: Protocol, dia
         result: outcome.Maybe[R]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(conversation.read_ahead)
+            nursery.start_soon(conversation.watch)
             # Unwrapped outside of the nursery, so that errors do not become exception groups.
             result = await conversation.drive(dialogue)
             nursery.cancel_scope.cancel()
@@ -110,8 +111,10 @@ class _Conversation:
         self._protocol = protocol
         self._host = host
         self._read, self._inbox = trio.open_memory_channel[outcome.Maybe[Message]](0)
-        self._gone: PeerGone | None = None
+        self._gone: RemoteError | None = None
         self._question: trio.CancelScope | None = None
+        self._torn = False
+        """Part of a message was sent: nothing may follow it."""
 
     async def read_ahead(self) -> None:
         decoder = self._protocol.codec.decoder()
@@ -121,14 +124,11 @@ class _Conversation:
                     while (message := decoder.next()) is not None:
                         await self._read.send(outcome.Value(message))
                     data = await self._stream.receive_some()
-                except RemoteError as error:
-                    if isinstance(error, trio.BrokenResourceError):
-                        self._peer_gone(error)
-                    else:
-                        await self._read.send(outcome.Error(error))
-                    return
                 except trio.BrokenResourceError as error:
                     self._peer_gone(error)
+                    return
+                except RemoteError as error:
+                    await self._read.send(outcome.Error(error))
                     return
                 if not data:
                     if not decoder.empty:
@@ -136,13 +136,22 @@ class _Conversation:
                     return
                 decoder.feed(bytes(data))
 
+    async def watch(self) -> None:
+        """The reader cannot tell: it waits behind a message that nobody takes, or has read to the end."""
+        if isinstance(self._stream, Substream):
+            self._peer_gone(await self._stream.wait_broken())
+
     def _peer_gone(self, error: Exception) -> None:
-        self._gone = PeerGone(f"the peer is gone: {error}" if str(error) else "the peer is gone")
+        if self._gone is None:
+            if isinstance(error, RemoteError) and not isinstance(error, trio.BrokenResourceError):
+                self._gone = error  # a refusal: say which
+            else:
+                self._gone = PeerGone(f"the peer is gone: {error}" if str(error) else "the peer is gone")
         if self._question is not None:
             self._question.cancel()
 
     async def drive(self, dialogue: Dialogue[R]) -> outcome.Maybe[R]:
-        advance: Callable[[], Step[Any]] = partial(dialogue.send, None)
+        advance: Callable[[], object] = partial(dialogue.send, None)
         while True:
             try:
                 step = advance()
@@ -150,6 +159,9 @@ class _Conversation:
                 return outcome.Value(stop.value)
             except Exception as error:  # handed on whole, outside of the nursery  # noqa: BLE001
                 return outcome.Error(error)
+            if not isinstance(step, Step):  # thrown in, for what it awaits may have opened scopes in this task
+                advance = partial(dialogue.throw, TypeError(f"{step!r} is no step of a dialogue"))
+                continue
             try:
                 result = await self._carry_out(step)
             except (RemoteError, WorldError, LocalError) as error:
@@ -181,6 +193,7 @@ class _Conversation:
             with trio.fail_after(self._protocol.send_within):
                 await self._stream.send_all(data)
         except trio.TooSlowError:
+            self._torn = True
             raise PeerSilent(f"the peer did not take a message within {self._protocol.send_within:g} s") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self._gone or PeerGone(f"the peer is gone: {error}") from error
@@ -207,6 +220,8 @@ class _Conversation:
 
     async def take_leave(self, result: outcome.Maybe[Any]) -> None:
         """Tell the peer why, if there is a reason, and close in order, within a bounded time."""
+        if self._torn:
+            return  # the caller resets the stream
         with trio.move_on_after(FAREWELL_WITHIN):
             try:
                 if isinstance(result, outcome.Error):
