@@ -168,10 +168,12 @@ class Demo:
     async def fee(self, txid: str) -> int:
         """What a transaction leaves to the miners, in satoshis."""
         tx = await self.transaction(txid)
-        fee = -sum(output.nValue for output in tx.vout)
+        fee = 0
         for spent in tx.vin:
             parent = await self.transaction(spent.prevout.hash[::-1].hex())
             fee += parent.vout[spent.prevout.n].nValue
+        for output in tx.vout:
+            fee -= output.nValue
         return fee
 
     async def world_is_up(self, world: Node) -> str:
