@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from attrs import field, frozen
-from attrs.validators import max_len
+from attrs.validators import matches_re, max_len
 
 from protocols.codec import Codec, Message, Protocol, exactly
 from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price, parse_rate
@@ -34,7 +34,7 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
 class OracleKeys:
     """Which oracle settles: the scheme of its attestations and its x-only keys."""
 
-    scheme: str
+    scheme: str = field(validator=matches_re(r"[a-z0-9-]{1,40}"))
     announcement_key: bytes = field(validator=exactly(32))
     attestation_key: bytes = field(validator=exactly(32))
 
@@ -83,6 +83,7 @@ class Offer:
             raise BadOffer("leverages", self.leverages, "1 to 32 different whole numbers in rising order")
         for leverage in self.leverages:
             _whole("leverages", leverage, 1, 1_000)
+        _whole("maker_leverage", self.maker_leverage, 1, 1_000)
         _whole("opening_fee", self.opening_fee, 0, MAX_MONEY)
         _whole("created", self.created, 0, 2**40)
         # What no order could make into a contract is no offer: the smallest order with the highest leverage must do.
