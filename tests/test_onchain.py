@@ -1,80 +1,41 @@
 """Each transaction of a contract, spent under Bitcoin Core's consensus code: contract.md, "Transactions"."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from attrs import evolve, field, frozen, mutable
-from bitcoin.core import CBlock, CTransaction
-from bitcoin.core.script import SIGVERSION_WITNESS_V0, CScript, SignatureHash
-from bitcoin.core.serialize import Hash160
-from btclib_secp256k1 import dsa, musig
+from attrs import evolve
+from bitcoin.core import CTransaction
+from btclib_secp256k1 import dsa
 from btclib_secp256k1 import keys as curve
 
-from node.regtest.consensus import BlockRejected, Chain, ScriptRefused, check_scripts
-from node.regtest.consensus import TxOut as Spent
+from node.regtest.consensus import Chain, ScriptRefused, check_scripts
 from protocols.contract import adaptor, schnorr, signing
-from protocols.contract.funding import PUNISH_BASE_VSIZE, FundingInput
-from protocols.contract.keys import check_revocation, key_sort
+from protocols.contract.funding import PUNISH_BASE_VSIZE
+from protocols.contract.keys import check_revocation
 from protocols.contract.numbers import ORDER
-from protocols.contract.outcomes import Outcome, covering
-from protocols.contract.scripts import Leaf, p2tr, tweak
+from protocols.contract.outcomes import covering
+from protocols.contract.scripts import Leaf
 from protocols.contract.sighash import TxOut, signature_hash
-from protocols.contract.terms import Role, Terms, Timelocks
-from protocols.contract.transactions import FINAL, ContractTransactions, completed, txid, unsigned, vsize
+from protocols.contract.terms import Role
+from protocols.contract.transactions import FINAL, ContractTransactions, completed, txid, vsize
 from protocols.errors import LocalError, RemoteProtocolError
 
-from .contracts import WORKED
-from .deals import Deal, deal, digest, opening, p2tr_of, with_inputs, x_only
-
-LOCKS = Timelocks(liquidation=2, settlement=4, refund=6)
-FINE = evolve(WORKED, timelocks=LOCKS, maker_account=6_482)
-TERMS = evolve(FINE, tolerance_near="0.02", tolerance_far="0.1")
-"""Fewer CETs, where each of them is like any other."""
-PRICE = 60_000
-"""Within the settlement's range; both sides get a payout there."""
-TOO_LOW = 30_000
-"""The long is liquidated."""
-
-COIN_SECRETS = {role: digest("coin key", role) for role in Role}
-TAKER_COIN_KEY = curve.pubkey_from_prvkey(COIN_SECRETS[Role.TAKER])
-COIN_SCRIPTS = {
-    Role.MAKER: p2tr(x_only(COIN_SECRETS[Role.MAKER])),
-    Role.TAKER: b"\x00\x14" + Hash160(TAKER_COIN_KEY),
-}
-
-
-@mutable
-class World:
-    """A chain with mature coins of both sides: the maker's P2TR, the taker's P2WPKH."""
-
-    chain: Chain
-    used: Counter[Role] = field(factory=Counter)
-
-    def coin(self, role: Role) -> FundingInput:
-        self.used[role] += 1
-        height = 2 * self.used[role] - (1 if role is Role.MAKER else 0)
-        coinbase = CBlock.deserialize(self.chain.block(height)).vtx[0]
-        assert bytes(coinbase.vout[0].scriptPubKey) == COIN_SCRIPTS[role]
-        return FundingInput(coinbase.GetTxid(), 0, coinbase.vout[0].nValue, COIN_SCRIPTS[role])
-
-    def mine(self, *raw: bytes) -> None:
-        before = self.chain.height
-        self.chain.mine(raw)
-        assert self.chain.height == before + 1
-
-    def refusal(self, raw: bytes) -> str:
-        """Why the kernel refuses a block with this transaction, in its own words."""
-        with pytest.raises(BlockRejected) as caught:
-            self.chain.mine([raw])
-        return caught.value.reason.partition(",")[0]
-
-    def open(self, terms: Terms = TERMS, *, events: int = 2) -> "Open":
-        """A contract with all its signatures exchanged, and its lock in a block."""
-        opened = Open.of(self, deal(terms, events=events, coins=self.coin))
-        self.mine(signing.complete_lock(opened.deal.plan, lock_witnesses(opened.deal)))
-        return opened
+from .deals import deal, opening, p2tr_of, with_inputs
+from .opened import (
+    COIN_SCRIPTS,
+    COIN_SECRETS,
+    FINE,
+    LOCKS,
+    PRICE,
+    TERMS,
+    TOO_LOW,
+    Open,
+    World,
+    lock_witnesses,
+    paid,
+    sign_p2wpkh,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,87 +47,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(chain)
 
 
-def sign_p2wpkh(tx: CTransaction, index: int, value: int, *, hash_type: int = 1) -> tuple[bytes, bytes]:
-    code = CScript(b"\x76\xa9\x14" + Hash160(TAKER_COIN_KEY) + b"\x88\xac")
-    message = SignatureHash(code, tx, index, hash_type, amount=value, sigversion=SIGVERSION_WITNESS_V0)
-    return dsa.sign(message, COIN_SECRETS[Role.TAKER]) + bytes((hash_type,)), TAKER_COIN_KEY
-
-
-def lock_witnesses(deal: Deal) -> dict[int, tuple[bytes, ...]]:
-    transactions = ContractTransactions(deal.plan)
-    lock, spent = transactions.lock, transactions.lock_prevouts
-    return {
-        0: (schnorr.sign(COIN_SECRETS[Role.MAKER], signature_hash(lock, 0, spent)),),
-        1: sign_p2wpkh(lock, 1, spent[1].value),
-    }
-
-
-@frozen
-class Open:
-    """An open contract: what both sides hold of each other."""
-
-    world: World
-    deal: Deal
-    transactions: ContractTransactions
-    held: dict[Role, signing.Signatures]
-    """What each role received."""
-    commit_held: dict[Role, bytes]
-
-    @classmethod
-    def of(cls, world: World, deal: Deal) -> "Open":
-        held, commits = {}, {}
-        for role in Role:
-            fund = deal.keys[role.other].fund
-            held[role] = signing.sign_contract(deal.plan, role.other, fund)
-            commits[role] = signing.sign_commit(deal.plan, role.other, fund)
-            signing.verify_contract(deal.plan, role.other, held[role])
-            signing.verify_commit(deal.plan, role.other, commits[role])
-        return cls(world, deal, ContractTransactions(deal.plan), held, commits)
-
-    def commit(self, role: Role) -> bytes:
-        return signing.complete_commit(self.deal.plan, role, self.deal.keys[role], self.commit_held[role])
-
-    def publish(self, role: Role) -> bytes:
-        """The commit, published by a role, in a block."""
-        raw = self.commit(role)
-        self.world.mine(raw)
-        return raw
-
-    def outcome(self, price: int, *, event: int = -1) -> Outcome:
-        found = covering(self.transactions.outcomes, event % len(self.transactions.by_event), price)
-        assert found is not None
-        return found
-
-    def cet(self, role: Role, outcome: Outcome, scalar: bytes) -> bytes:
-        return signing.complete_cet(
-            self.deal.plan,
-            role,
-            self.deal.keys[role].fund,
-            outcome,
-            peer_signature=self.held[role].of(self.transactions, outcome),
-            opening=scalar,
-        )
-
-    def refund(self, role: Role) -> bytes:
-        return signing.complete_refund(self.deal.plan, role, self.deal.keys[role].fund, self.held[role].refund)
-
-    @property
-    def spent(self) -> list[Spent]:
-        """The commit output, as the kernel wants it."""
-        return [Spent(self.transactions.commit_value, self.transactions.commit_script)]
-
-
-def paid(raw: bytes) -> list[tuple[int, bytes]]:
-    return [(each.nValue, bytes(each.scriptPubKey)) for each in CTransaction.deserialize(raw).vout]
-
-
 # The lock
 
 
 def test_the_peers_witnesses_are_judged_as_consensus_judges_them(world: World) -> None:
     made = deal(TERMS, coins=world.coin)
     transactions, witnesses = ContractTransactions(made.plan), lock_witnesses(made)
-    spent = [Spent(each.value, each.script) for each in transactions.lock_prevouts]
+    spent = transactions.lock_prevouts
     check_scripts(signing.complete_lock(made.plan, witnesses), spent)
     for index, witness in witnesses.items():
         signing.verify_lock_witness(made.plan, index, witness)
@@ -193,7 +80,6 @@ def test_signatures_that_do_not_bind_all_of_the_lock_are_refused(world: World) -
     made = deal(TERMS, coins=world.coin)
     transactions = ContractTransactions(made.plan)
     lock, spent = transactions.lock, transactions.lock_prevouts
-    kernel_spent = [Spent(each.value, each.script) for each in spent]
     signature, key = sign_p2wpkh(lock, 1, spent[1].value)
     compact = dsa.to_compact(signature[:-1])
     high_s = (ORDER - int.from_bytes(compact[32:], "big")).to_bytes(32, "big")
@@ -205,7 +91,7 @@ def test_signatures_that_do_not_bind_all_of_the_lock_are_refused(world: World) -
         message = signature_hash(lock, 0, spent, hash_type=hash_type)
         lax.append((0, (schnorr.sign(COIN_SECRETS[Role.MAKER], message) + bytes((hash_type,)),)))
     for index, witness in lax:
-        check_scripts(signing.complete_lock(made.plan, lock_witnesses(made) | {index: witness}), kernel_spent)
+        check_scripts(signing.complete_lock(made.plan, lock_witnesses(made) | {index: witness}), spent)
         with pytest.raises(RemoteProtocolError):
             signing.verify_lock_witness(made.plan, index, witness)
 
@@ -213,16 +99,7 @@ def test_signatures_that_do_not_bind_all_of_the_lock_are_refused(world: World) -
 def test_the_lock_can_be_spent_by_both_keys_together(world: World) -> None:
     """The key path, by MuSig2: the key aggregation is final, and a close needs 68 vbytes and its outputs."""
     opened = world.open()
-    plan, transactions = opened.deal.plan, opened.transactions
-    outputs = [TxOut(TERMS.pool // 2, p2tr_of("payout", role)) for role in Role]
-    close = unsigned(3, [(transactions.lock_txid, 0, FINAL)], outputs)
-    message = signature_hash(close, 0, [TxOut(transactions.lock_value, transactions.lock_script)])
-    keys = musig.KeyAggCache(key_sort(plan.party(role).points.fund for role in Role))
-    keys.pubkey_xonly_tweak_add(tweak(transactions.lock_output.internal_key, transactions.lock_output.leaf.hash))
-    nonces = {role: musig.nonce_gen(plan.party(role).points.fund, msg32=message) for role in Role}
-    session = musig.Session(musig.nonce_agg([each.pubnonce for each in nonces.values()]), message, keys)
-    partial = [nonces[role].partial_sign(opened.deal.keys[role].fund, keys, session) for role in Role]
-    raw = completed(close, [[session.partial_sig_agg(partial)]])
+    raw = opened.close()
     assert vsize(CTransaction.deserialize(raw)) == 68 + 43 + 43
     world.mine(raw)
 
@@ -339,16 +216,9 @@ def test_a_price_not_in_a_region_liquidates_nobody(world: World) -> None:
 
 
 def test_both_can_spend_the_commit_at_once(world: World) -> None:
-    """The cooperative spend: the outputs of the attested price's CET, without its lock."""
     opened = world.open()
     opened.publish(Role.TAKER)
-    transactions, keys = opened.transactions, opened.deal.keys
-    outputs = transactions.outputs(opened.outcome(PRICE).long)
-    spend = transactions.spend(FINAL, outputs)
-    leaf = transactions.commit_output.leaf
-    spent = [TxOut(transactions.commit_value, transactions.commit_script)]
-    message = signature_hash(spend, 0, spent, leaf_hash=leaf.hash)
-    raw = completed(spend, [leaf.witness(*(schnorr.sign(keys[role].fund, message) for role in Role))])
+    raw = opened.together(PRICE)
     assert vsize(CTransaction.deserialize(raw)) == 118 + 43 + 43
     world.mine(raw)
 
@@ -368,26 +238,10 @@ def revoked(world: World, cheat: Role) -> tuple[Open, bytes]:
 @pytest.mark.parametrize("cheat", Role)
 def test_a_revoked_commit_is_punished_in_the_next_block(world: World, cheat: Role) -> None:
     opened, raw = revoked(world, cheat)
-    plan, keys, wronged = opened.deal.plan, opened.deal.keys, cheat.other
-    publish = signing.recover_publish_secret(plan, wronged, raw, opened.commit_held[cheat])
-    assert publish is not None
-    revoke = keys[cheat].revoke
-    check_revocation(plan.party(cheat).points.revoke, revoke)
-
-    def punish(fee: int) -> bytes:
-        return signing.punish(
-            plan,
-            wronged,
-            keys[wronged].fund,
-            publish_secret=publish,
-            revoke_secret=revoke,
-            script=p2tr_of("safe"),
-            fee=fee,
-        )
-
+    check_revocation(opened.deal.plan.party(cheat).points.revoke, opened.deal.keys[cheat].revoke)
     with pytest.raises(ValueError, match="fee is"):
-        punish(opened.transactions.commit_value)
-    punished = punish(1_000)
+        opened.punish(cheat, raw, fee=opened.transactions.commit_value)
+    punished = opened.punish(cheat, raw, fee=1_000)
     assert vsize(CTransaction.deserialize(punished)) == PUNISH_BASE_VSIZE + 43
     world.mine(punished)
     assert paid(punished) == [(opened.transactions.commit_value - 1_000, p2tr_of("safe"))]
