@@ -27,6 +27,7 @@ from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
 from node.oracle.records import Announcements
+from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
 from node.position.keeper import AttestationKeeper, ChainKeeper
 from node.setup import SetupNode
@@ -145,6 +146,12 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         await keeper.run(task_status=task_status)
 
     contracts = supervisor.service("contracts", run_contracts, [positions])
+
+    async def run_locks(*, task_status: trio.TaskStatus[None]) -> None:
+        keeper = LockKeeper(positions, monitor, wallet, clock, setup.fee_rate, report=locks)
+        await keeper.run(task_status=task_status)
+
+    locks = supervisor.service("locks", run_locks, [positions])
     supervisor.service("attestations", AttestationKeeper(positions, oracle).run, [positions, oracle])
 
     async def run_endpoint(*, task_status: trio.TaskStatus[Endpoint]) -> None:

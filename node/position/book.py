@@ -55,7 +55,7 @@ class Positions:
     async def _reload(self, order_id: bytes) -> Position:
         recorded = await self._store.call(EventStore.load, _stream(order_id))
         events = [CODEC.decode(each) for each in recorded]
-        position = replay(order_id, events)
+        position = replay(order_id, events, [each.recorded_at for each in recorded])
         self._take(position, events)
         return position
 
@@ -128,7 +128,7 @@ class Positions:
             if blobs:
                 new[0] = changed(new[0], blobs=tuple(blobs))
             try:
-                await self._store.call(EventStore.append, _stream(order_id), position.version, new)
+                recorded = await self._store.call(EventStore.append, _stream(order_id), position.version, new)
             except Conflict:
                 self._stale.add(order_id)
                 continue
@@ -136,8 +136,8 @@ class Positions:
                 # whether it was written is unknown: what is in memory must not be decided upon again
                 self._stale.add(order_id)
                 raise
-            for event in events:
-                position = evolve(position, event)
+            for event, each in zip(events, recorded, strict=True):
+                position = evolve(position, event, each.recorded_at)
             self._take(position, events)
             return position
         raise LocalError("conflict", f"position {order_id.hex()} was changed by another writer again and again")

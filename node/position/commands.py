@@ -22,6 +22,7 @@ from node.position.events import (
     CommitSignatureGiven,
     ContractSigned,
     Event,
+    LockAbandoned,
     LockConfirmed,
     LockSigned,
     OrderPlaced,
@@ -30,6 +31,7 @@ from node.position.events import (
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
+    SetupAbandoned,
     SetupFailed,
     SetupStarted,
 )
@@ -46,6 +48,8 @@ Command: TypeAlias = Callable[[Position], list[Event]]
 
 LOCK_CONFIRMATIONS = 1
 COMMIT_CONFIRMATIONS = 1
+ABANDONED_CONFIRMATIONS = 6
+"""Confirmations of what was spent back after which the lock is impossible."""
 ENDING_CONFIRMATIONS = 3
 """Confirmations after which a CET or a refund is final."""
 
@@ -141,6 +145,20 @@ def fail_setup(code: str, sentence: str) -> Command:
     return decide
 
 
+# --- a lock that does not come ----------------------------------------------------------------------------------------
+
+
+def abandon_lock(txid: bytes, raw: bytes) -> Command:
+    """Spend an input of the lock back to us, by the complete transaction `raw`. Only while the lock is out."""
+
+    def decide(position: Position) -> list[Event]:
+        if position.contract is None or position.lock is not None or position.ended:
+            raise _refuse(position, "no_lock_to_abandon", "there is no unconfirmed lock with our signatures")
+        return [] if position.abandoned is not None else [LockAbandoned(txid, raw)]
+
+    return decide
+
+
 # --- what the user wants ----------------------------------------------------------------------------------------------
 
 
@@ -169,7 +187,7 @@ def observe(view: View) -> Command:
         if position.contract is None:
             return events
         transactions = position.transactions()
-        for step in (_observe_lock, _observe_commit, _observe_timelocks, _observe_ending):
+        for step in (_observe_lock, _observe_abandonment, _observe_commit, _observe_timelocks, _observe_ending):
             fresh = step(position, transactions, view)
             for event in fresh:
                 position = evolve(position, event)
@@ -188,6 +206,15 @@ def _observe_lock(position: Position, transactions: ContractTransactions, view: 
     if position.lock is not None or view.confirmations(txid) < LOCK_CONFIRMATIONS:
         return []
     return [LockConfirmed(txid, *_where(view, txid))]
+
+
+def _observe_abandonment(position: Position, _: ContractTransactions, view: View) -> list[Event]:
+    abandoned = position.abandoned
+    if abandoned is None or position.lock is not None or position.spent_back is not None:
+        return []
+    if view.confirmations(abandoned.txid) < ABANDONED_CONFIRMATIONS:
+        return []
+    return [SetupAbandoned(abandoned.txid, *_where(view, abandoned.txid))]
 
 
 def _observe_commit(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:

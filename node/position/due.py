@@ -34,6 +34,8 @@ def due(
     transactions = position.transactions(contract.index)
     wanted: dict[bytes, bytes] = {}
     own, peer = position.own_witnesses, position.peer_witnesses
+    if position.abandoned is not None and position.lock is None:
+        return {position.abandoned.txid: position.abandoned.raw}
     if (position.lock is None or transactions.lock_txid in lost) and own is not None and peer is not None:
         witnesses = dict(enumerate((*own, *peer) if position.role is Role.MAKER else (*peer, *own)))
         wanted[transactions.lock_txid] = complete_lock(plan, witnesses)

@@ -99,6 +99,26 @@ class SetupFailed:
     sentence: str
 
 
+@CODEC.event("LockAbandoned")
+@frozen
+class LockAbandoned:
+    """The lock was in no mempool for too long: one of its inputs is spent back to us, so that it never can be again."""
+
+    txid: bytes
+    raw: bytes = field(repr=False)
+    """The transaction that spends it back, complete."""
+
+
+@CODEC.event("SetupAbandoned")
+@frozen
+class SetupAbandoned:
+    """What was spent back is deep enough in the chain: the lock is impossible, and our coins are free again."""
+
+    txid: bytes
+    height: int
+    block: bytes
+
+
 @CODEC.event("LockConfirmed")
 @frozen
 class LockConfirmed:
@@ -208,6 +228,8 @@ Event: TypeAlias = (
     | ContractSigned
     | LockSigned
     | SetupFailed
+    | LockAbandoned
+    | SetupAbandoned
     | LockConfirmed
     | PriceAttested
     | CommitPublishing

@@ -19,7 +19,7 @@ from node.oracle.client import OracleClient
 from node.position.book import Positions
 from node.position.commands import attest, observe
 from node.position.due import due
-from node.position.state import Position
+from node.position.state import Position, watched_scripts
 from node.supervision import Service
 from protocols.contract.oracle import Announcement, Attestation
 from protocols.errors import LocalError
@@ -79,14 +79,17 @@ class ChainKeeper:
             nursery.cancel_scope.cancel()
 
     async def _watch(self, positions: Positions, kept: _Kept) -> None:
-        transactions = _get(positions, kept).transactions()
-        with self.monitor.follow([transactions.lock_output.script, transactions.commit_output.script]) as views:
-            async for view in views:
-                position = await positions.execute(kept.order_id, observe(view))
-                lost = frozenset(_lost(position, view))
-                if lost != kept.lost:
-                    kept.lost = lost
-                    await self._broadcast(positions, kept)
+        while True:
+            scripts = watched_scripts(_get(positions, kept))
+            with self.monitor.follow(scripts) as views:
+                async for view in views:
+                    position = await positions.execute(kept.order_id, observe(view))
+                    lost = frozenset(_lost(position, view))
+                    if lost != kept.lost:
+                        kept.lost = lost
+                        await self._broadcast(positions, kept)
+                    if watched_scripts(position) != scripts:
+                        break
 
     async def _broadcast(self, positions: Positions, kept: _Kept) -> None:
         async with kept.turn:  # so that who comes last has seen everything

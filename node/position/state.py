@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import lru_cache, reduce
+from itertools import repeat
 
 import attrs
 from attrs import field, frozen
+from bitcoin.core import CTransaction
 
 from node.position.events import (
     AttemptStarted,
@@ -20,6 +22,7 @@ from node.position.events import (
     CommitSignatureGiven,
     ContractSigned,
     Event,
+    LockAbandoned,
     LockConfirmed,
     LockSigned,
     OrderPlaced,
@@ -28,6 +31,7 @@ from node.position.events import (
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
+    SetupAbandoned,
     SetupFailed,
     SetupStarted,
     Witnesses,
@@ -45,6 +49,7 @@ class State(Enum):
     ORDERED = "ordered"
     SETTING_UP = "setting up"
     OPENING = "opening"
+    ABANDONING = "abandoning"
     OPEN = "open"
     FORCE_CLOSING = "force closing"
     COMMITTED = "committed"
@@ -122,6 +127,10 @@ class Position:
     attempts: tuple[Attempt, ...] = ()
     own_witnesses: Witnesses | None = field(default=None, repr=False)
     peer_witnesses: Witnesses | None = field(default=None, repr=False)
+    signed_at: float = 0.0
+    """When the contract was on record, seconds since 1970: from then on our lock signatures count as left."""
+    abandoned: LockAbandoned | None = None
+    spent_back: Placed | None = None
     lock: Placed | None = None
     attested: PriceAttested | None = None
     publishing: CommitPublishing | None = None
@@ -192,6 +201,16 @@ def _announcement(raw: bytes, oracle: OracleKeys) -> Announcement:
     )
 
 
+def watched_scripts(position: Position) -> frozenset[bytes]:
+    """Those in whose history on the chain everything about a signed position shows."""
+    transactions = position.transactions()
+    scripts = {transactions.lock_output.script, transactions.commit_output.script}
+    if position.abandoned is not None:
+        spent_back = CTransaction.deserialize(position.abandoned.raw)
+        scripts.add(bytes(spent_back.vout[0].scriptPubKey))
+    return frozenset(scripts)
+
+
 def _state(position: Position) -> State:
     # From the end of a life to its beginning: the first that holds.
     if position.cet is not None:
@@ -206,6 +225,10 @@ def _state(position: Position) -> State:
         return State.FORCE_CLOSING
     if position.lock is not None:
         return State.OPEN
+    if position.spent_back is not None:
+        return State.SETUP_FAILED
+    if position.abandoned is not None:
+        return State.ABANDONING
     if position.refusal is not None:
         return State.SETUP_FAILED if position.failed else State.REJECTED
     if position.contract is not None:
@@ -217,8 +240,8 @@ def _at(position: Position, index: int, change: Callable[[Attempt], Attempt]) ->
     return tuple(change(attempt) if attempt.index == index else attempt for attempt in position.attempts)
 
 
-def evolve(position: Position, event: Event) -> Position:
-    """The position after one more event."""
+def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
+    """The position after one more event, which was recorded `at` (seconds since 1970)."""
     change = attrs.evolve(position, version=position.version + 1)
     match event:
         case OrderPlaced(role, peer, offer, quantity, leverage):
@@ -243,9 +266,15 @@ def evolve(position: Position, event: Event) -> Position:
                 attempts=_at(position, index, lambda a: attrs.evolve(a, commit_signature=commit_signature)),
                 own_witnesses=own_witnesses,
                 peer_witnesses=peer_witnesses,
+                signed_at=at,
             )
         case LockSigned(lock_witnesses):
             return attrs.evolve(change, peer_witnesses=lock_witnesses)
+        case LockAbandoned():
+            return attrs.evolve(change, abandoned=event)
+        case SetupAbandoned(txid, height, block):
+            sentence = "the lock never reached the chain; its coins were spent back"
+            return attrs.evolve(change, spent_back=Placed(txid, height, block), refusal=("lock_abandoned", sentence))
         case LockConfirmed(txid, height, block):
             return attrs.evolve(change, lock=Placed(txid, height, block))
         case PriceAttested():
@@ -272,5 +301,7 @@ def evolve(position: Position, event: Event) -> Position:
             return attrs.evolve(change, refund=ending, cet=None)
 
 
-def replay(order_id: bytes, events: list[Event]) -> Position:
-    return reduce(evolve, events, Position(id=order_id))
+def replay(order_id: bytes, events: Iterable[Event], times: Iterable[float] = repeat(0.0)) -> Position:
+    """The position that these events add up to, recorded at these moments."""
+    recorded = zip(events, times, strict=False)
+    return reduce(lambda position, each: evolve(position, *each), recorded, Position(id=order_id))

@@ -1,0 +1,131 @@
+"""A lock that reaches no mempool must not hang over us: one of its inputs is spent back (money safety rule 2).
+
+From the moment our lock signatures left, the peer can publish the lock at any later time, when the price suits it. What
+is spent back pays more than the lock's whole fee and at least twice its rate, so that whoever has it does not take the
+lock in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+from attrs import frozen
+from bitcoin.core import CTransaction
+
+from node.chain.monitor import Monitor
+from node.clock import Clock
+from node.health import UNREPORTED, Report
+from node.position.book import Positions
+from node.position.commands import abandon_lock
+from node.position.state import Position, State, watched_scripts
+from node.supervision import Service
+from node.wallet.interface import Wallet
+from protocols.contract.funding import FundingInput
+from protocols.contract.numbers import DUST
+from protocols.contract.sighash import TxOut
+from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, txid, unsigned
+from protocols.errors import LocalError, WorldError
+
+ABANDON_AFTER = 600.0
+"""Seconds after our lock signatures left; a lock that is in no mempool then is given up."""
+
+LOOK_EVERY = 30.0
+"""Seconds between two looks at what waits for time to pass."""
+
+BASE_WEIGHT = 4 * (10 + 43) + 2
+"""Of a transaction with one P2TR output: version, counts, output, lock time; marker and flag."""
+P2TR_INPUT_WEIGHT = 230
+
+_log = structlog.get_logger(__name__)
+
+
+def lock_fee(position: Position) -> int:
+    """What the lock leaves to the miners, in satoshis."""
+    transactions = position.transactions()
+    spent: int = sum(coin.value for coin in transactions.lock_inputs)
+    kept: int = sum(output.nValue for output in transactions.lock.vout)
+    return spent - kept
+
+
+def spend_back(position: Position, script: bytes, estimate: int) -> tuple[CTransaction, tuple[FundingInput, ...]]:
+    """The unsigned transaction to `script`, and the inputs of ours that it spends: as few as pay for it.
+
+    `estimate` is the present fee rate, sat/vB. LocalError when our inputs together do not pay for it.
+    """
+    contract = position.contract
+    assert contract is not None, "without a contract our signatures never left"
+    rate = max(2 * contract.terms.fee_rate, estimate)
+    inputs: list[FundingInput] = []
+    for coin in sorted(contract.own.inputs, key=lambda coin: coin.value, reverse=True):
+        inputs.append(coin)
+        vsize = -(-(BASE_WEIGHT + P2TR_INPUT_WEIGHT * len(inputs)) // 4)
+        # beyond the lock's whole fee, what relaying the replacement itself costs
+        fee = max(rate * vsize, lock_fee(position) + vsize + 1)
+        left = sum(each.value for each in inputs) - fee
+        if left >= DUST:
+            spends = [(each.txid, each.vout, FINAL) for each in inputs]
+            return unsigned(LOCK_VERSION, spends, [TxOut(left, script)]), tuple(inputs)
+    raise LocalError("too_poor_to_abandon", "our inputs of the lock do not pay for spending one of them back")
+
+
+async def _signed_spend_back(position: Position, wallet: Wallet, estimate: int) -> tuple[bytes, bytes]:
+    """Id and bytes of the transaction, with the wallet's signatures, to a fresh script of ours."""
+    tx, inputs = spend_back(position, await wallet.new_script(), estimate)
+    witnesses = await wallet.sign(tx.serialize(), [TxOut(coin.value, coin.script) for coin in inputs])
+    return txid(tx), completed(tx, [witnesses[index] for index in range(len(inputs))])
+
+
+@frozen
+class LockKeeper:
+    """Gives up every lock that is in no mempool ten minutes after our signatures left; at once if it is older."""
+
+    positions: Service[Positions]
+    monitor: Monitor
+    wallet: Service[Wallet]
+    clock: Clock
+    fee_rate: Callable[[], Awaitable[int]]
+    """The present estimate, sat/vB."""
+    report: Report = UNREPORTED
+    """Told of a lock that cannot be given up."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        kept: set[bytes] = set()
+        with self.positions.lent() as positions:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                number = -1
+                while True:
+                    number = await positions.changed_since(number)
+                    for position in positions.all():
+                        if position.id not in kept and position.state is State.OPENING:
+                            kept.add(position.id)
+                            nursery.start_soon(self._wait, positions, position.id)
+
+    async def _wait(self, positions: Positions, order_id: bytes) -> None:
+        while (position := positions.get(order_id)) is not None and position.state is State.OPENING:
+            left = position.signed_at + ABANDON_AFTER - self.clock.now()
+            if left <= 0 and not await self._in_a_mempool(position):
+                await self._abandon(positions, position)
+            # in short steps: the wall clock may be set
+            await trio.sleep(min(left, LOOK_EVERY) if left > 0 else LOOK_EVERY)
+
+    async def _in_a_mempool(self, position: Position) -> bool:
+        with self.monitor.follow(watched_scripts(position)) as views:
+            view = await anext(views)
+        return position.transactions().lock_txid in view.transactions
+
+    async def _abandon(self, positions: Positions, position: Position) -> None:
+        order = position.id.hex()
+        try:
+            estimate = await self.fee_rate()
+            with self.wallet.lent() as wallet:
+                spent_back, raw = await _signed_spend_back(position, wallet, estimate)
+            await positions.execute(position.id, abandon_lock(spent_back, raw))
+        except WorldError as error:
+            _log.warning("a lock cannot be abandoned yet", order=order, reason=error.sentence)
+        except LocalError as error:
+            self.report.degraded(f"the lock of position {order} cannot be abandoned: {error.sentence}")
+        else:
+            _log.warning("lock abandoned", order=order, spent_back_by=spent_back[::-1].hex())
