@@ -127,7 +127,7 @@ class Position:
     attempts: tuple[Attempt, ...] = ()
     own_witnesses: Witnesses | None = field(default=None, repr=False)
     peer_witnesses: Witnesses | None = field(default=None, repr=False)
-    signed_at: float = 0.0
+    signed_at: float = field(default=0.0, eq=False)
     """When the contract was on record, seconds since 1970: from then on our lock signatures count as left."""
     abandoned: LockAbandoned | None = None
     spent_back: Placed | None = None
