@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import sys
 import time
@@ -188,7 +189,7 @@ def health(
     folder = data or Path()
     url = api or _contents(files.url_file(folder), "is the node running?")
     token = _contents(token_file or files.token_file(folder), "the node writes it on its first start")
-    services = [ServiceHealth.from_json(service) for service in _get(url, "/api/v1/health", token)["services"]]
+    services = [ServiceHealth.from_json(service) for service in _ask("GET", url, "/api/v1/health", token)["services"]]
     for service in services:
         typer.echo(line(service, time.time()))
     if not all_healthy(services):
@@ -206,6 +207,21 @@ def address(config: Files = None, data: Data = None, listen: Listen = None, publ
     settings = load(MakerConfig, paths=config or (), flags=flags)
     peer = Identity(Seed.read(settings.seed_file).node_identity()).public
     typer.echo(f"{peer}@{settings.public or settings.listen}")
+
+
+@app.command("force-close")
+def force_close(
+    order_id: Annotated[str, typer.Argument(help="The position's order id, 32 hex digits.")],
+    *,
+    data: Annotated[Path, typer.Option(help="Data directory of a node that runs on this machine.")],
+) -> None:
+    """Close a position without the peer: publish its commit now; the oracle's price settles at expiry."""
+    if re.fullmatch(r"[0-9a-f]{32}", order_id) is None:
+        raise LocalError("bad_order_id", f"order id {order_id[:80]!r} is not 32 hex digits in lower case")
+    url = _contents(files.url_file(data), "is the node running?")
+    token = _contents(files.token_file(data), "the node writes it on its first start")
+    position = _ask("POST", url, f"/api/v1/positions/{order_id}/force-close", token)
+    typer.echo(f"{position['state']}: the commit is {position['contract']['commit_txid']}")
 
 
 @seed_app.command("new")
@@ -301,19 +317,19 @@ def _contents(path: Path, hint: str) -> str:
         raise LocalError("no_node", f"{path}: {reason}; {hint}") from None
 
 
-def _get(url: str, path: str, token: str) -> Any:
+def _ask(method: str, url: str, path: str, token: str) -> Any:
     """The JSON that the node's API answers with."""
     try:
         place = urlsplit(url)
         connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=10)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+            connection.request(method, path, headers={"Authorization": f"Bearer {token}"})
             response = connection.getresponse()
             body = json.loads(response.read())
         finally:
             connection.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise WorldError("unreachable", f"{url}: no answer from a node: {error}") from None
-    if response.status != http.HTTPStatus.OK:
+    if response.status >= http.HTTPStatus.BAD_REQUEST:
         raise WorldError("unreachable", f"{url}: {body.get('detail', response.reason)}")
     return body

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 
 from node.core import VERSION, Core
-from node.errors import NotFound
+from node.errors import Conflict, NotFound
+from node.position.book import Positions
+from node.position.commands import RefusedCommand, force_close
 from node.position.book import Positions
 from node.position.commands import force_close
 from node.wallet.interface import Wallet
@@ -79,6 +81,23 @@ def _node_router(core: Core) -> APIRouter:
             if positions.get(bytes.fromhex(order_id)) is None:
                 raise NotFound("no_such_position", f"there is no position {order_id}")
         position = await core.positions.call(Positions.execute, bytes.fromhex(order_id), force_close("by the user"))
+        return position_view(position, dict(core.broadcaster.status()))
+
+    @router.post("/positions/{order_id}/force-close", status_code=202)
+    async def force_close_position(order_id: HexId) -> dict[str, Any]:
+        """Publish the commit without the peer: the oracle's price settles, and the refund if it never speaks.
+
+        It is on record when this answers; doing it twice does nothing more.
+        """
+        with core.positions.lent() as positions:
+            if positions.get(bytes.fromhex(order_id)) is None:
+                raise NotFound("no_such_position", f"there is no position {order_id}")
+        try:
+            position = await core.positions.call(
+                Positions.execute, bytes.fromhex(order_id), force_close("closed by the user alone")
+            )
+        except RefusedCommand as refusal:
+            raise Conflict(refusal.code, refusal.sentence) from refusal
         return position_view(position, dict(core.broadcaster.status()))
 
     return router
