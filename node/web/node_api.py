@@ -10,8 +10,6 @@ from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
 from node.position.book import Positions
 from node.position.commands import RefusedCommand, force_close
-from node.position.book import Positions
-from node.position.commands import force_close
 from node.wallet.interface import Wallet
 from node.web.health_api import health_router
 from node.web.views import position_view
@@ -72,15 +70,6 @@ def _node_router(core: Core) -> APIRouter:
             position = positions.get(bytes.fromhex(order_id))
         if position is None:
             raise NotFound("no_such_position", f"there is no position {order_id}")
-        return position_view(position, dict(core.broadcaster.status()))
-
-    @router.post("/positions/{order_id}/force-close", status_code=202)
-    async def force_close_position(order_id: HexId) -> dict[str, Any]:
-        """Publish the commit without the peer: the oracle's price settles, or the refund if there is none."""
-        with core.positions.lent() as positions:
-            if positions.get(bytes.fromhex(order_id)) is None:
-                raise NotFound("no_such_position", f"there is no position {order_id}")
-        position = await core.positions.call(Positions.execute, bytes.fromhex(order_id), force_close("by the user"))
         return position_view(position, dict(core.broadcaster.status()))
 
     @router.post("/positions/{order_id}/force-close", status_code=202)
