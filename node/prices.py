@@ -1,0 +1,305 @@
+"""The market's price: bid and ask of XBTUSD from BitMEX's realtime feed, which is not trusted.
+
+A `Feed` outlives connections. `run` is its life on one of them; while there is none, the last good quote stays, with
+its age, and `problem` says why no price may be made from it.
+
+The protocol (WebSocket, JSON texts): the exchange welcomes, confirms a subscription, sends the present row as
+`partial` and each change as `insert`, often several rows at once, of which the last counts. After five seconds of
+silence the text ``ping`` must bring ``pong``.
+"""
+
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import structlog
+import trio
+from attrs import frozen
+from trio_websocket import (
+    CloseReason,
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    wrap_client_stream,
+)
+from wsproto.utilities import ProtocolError
+
+from node.clock import Clock
+from node.health import UNREPORTED, Report
+from protocols.contract.numbers import BadNumber, parse_price
+from protocols.contract.terms import SYMBOL
+from protocols.errors import WorldError
+
+INSTRUMENT = "XBTUSD"
+"""The exchange's name of what `SYMBOL` is priced by."""
+TOPIC = f"quote:{INSTRUMENT}"
+STALE_AFTER = 120.0
+"""Seconds: no offer is priced from an older quote, nothing is closed at it."""
+CLOCK_SLACK = 60.0
+"""Seconds by which the exchange's clock may be ahead of ours."""
+SILENCE = 5.0
+"""Seconds after which the exchange is asked for a sign of life, and that it then has to give one."""
+CONNECT_WITHIN = 15.0
+"""Seconds from dialling to the confirmed subscription."""
+MAX_MESSAGE = 256 * 1024
+"""Bytes; two thousand rows."""
+
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+
+_log = structlog.get_logger(__name__)
+
+
+@frozen
+class Quote:
+    """The best prices at one moment, USD, canonical decimal strings with at most two places; bid ≤ ask."""
+
+    symbol: str
+    """The contract's: BTCUSD."""
+    bid: str
+    ask: str
+    at: float
+    """The exchange's time of it, seconds since 1970."""
+    received_at: float
+    """Our time of its arrival."""
+
+    @property
+    def since(self) -> float:
+        """What its age counts from: a quote is no younger because it came late, or from a clock that is ahead."""
+        return min(self.at, self.received_at)
+
+
+class BadQuote(ValueError):
+    """A row that no price may be made from; the text names what, its value and what is allowed."""
+
+
+class Feed:
+    """The last good quote. Without a `url` there never is one.
+
+    `dial` and `tls` take the place of a TCP connection to the URL's host, and of the system's trust, in tests.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        clock: Clock,
+        *,
+        stale_after: float = STALE_AFTER,
+        dial: Dial | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.url = url
+        self.stale_after = stale_after
+        self._clock = clock
+        self._dial = dial or self._dial_url
+        self._tls = tls
+        self._quote: Quote | None = None
+        self._refusal = ""
+        self._told: str | None = None
+        self._changed = trio.Event()
+
+    @property
+    def quote(self) -> Quote | None:
+        """The last good one, however old."""
+        return self._quote
+
+    @property
+    def stale_at(self) -> float:
+        """When the quote that there is becomes too old, seconds since 1970; in the past if there is none."""
+        return self._quote.since + self.stale_after if self._quote is not None else 0.0
+
+    def problem(self) -> str | None:
+        """Why no price may be made from the quote now; None if one may. The same words for as long as it lasts."""
+        if self.url is None:
+            return "no price feed is configured"
+        if self._quote is None:
+            return "no quote has come yet"
+        if self._clock.now() <= self.stale_at:
+            return None
+        return f"the last quote is of {_time_of_day(self._quote.since)}, older than {self.stale_after:g} s"
+
+    async def after(self, quote: Quote | None) -> Quote:
+        """The present quote, as soon as it is another than `quote`."""
+        while self._quote is None or self._quote is quote:
+            await self._changed.wait()
+        return self._quote
+
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Take quotes from one connection until it ends: `WorldError`, in a group. Started once subscribed.
+
+        A connection that brings no good quote for twice the time in which one grows stale is given up, too: a new one
+        may.
+        """
+        assert self.url is not None
+        parts = urlsplit(self.url)
+        self._told, self._refusal = None, ""
+        try:
+            with trio.fail_after(CONNECT_WITHIN) as patience:
+                stream = await self._dial()
+                # the stream is ours: the library leaves it open when a connection ends abnormally
+                async with stream, trio.open_nursery() as nursery:
+                    line: Any = stream  # the library's types know sockets alone
+                    connection = await wrap_client_stream(
+                        nursery, line, parts.netloc, parts.path or "/", max_message_size=MAX_MESSAGE
+                    )
+                    await connection.send_message(json.dumps({"op": "subscribe", "args": [TOPIC]}))
+                    while not self._heard(await connection.get_message(), report):
+                        pass
+                    patience.deadline = trio.current_time() + 2 * self.stale_after
+                    task_status.started()
+                    while True:
+                        self._judge(report)
+                        before = self._quote
+                        self._heard(await self._next_message(connection), report)
+                        if self._quote is not before:
+                            patience.deadline = trio.current_time() + 2 * self.stale_after
+        except* ConnectionRejected as group:
+            raise self._lost(f"refused the connection: {_reason(group)}") from None
+        except* (ConnectionClosed, ProtocolError) as group:
+            raise self._lost(f"ended the connection: {_reason(group)}") from None
+        except* trio.TooSlowError:
+            raise self._lost("did not send what it should in time") from None
+        except* (HandshakeError, OSError, trio.BrokenResourceError) as group:
+            raise self._lost(f"cannot be reached: {_reason(group)}") from None
+        raise AssertionError("a connection ends by an error only")
+
+    async def _dial_url(self) -> trio.abc.Stream:
+        parts = urlsplit(self.url or "")
+        host, secure = parts.hostname or "", parts.scheme == "wss"
+        stream: trio.abc.Stream
+        if secure:
+            context = self._tls or ssl.create_default_context()
+            stream = await trio.open_ssl_over_tcp_stream(
+                host, parts.port or 443, ssl_context=context, https_compatible=True
+            )
+        else:
+            stream = await trio.open_tcp_stream(host, parts.port or 80)
+        return stream
+
+    async def _next_message(self, connection: WebSocketConnection) -> str | bytes:
+        """The next message. Raises WorldError if the exchange is silent even when asked."""
+        with trio.move_on_after(SILENCE):
+            return await connection.get_message()
+        with trio.move_on_after(SILENCE):
+            await connection.send_message("ping")
+            return await connection.get_message()
+        raise self._lost("is silent")
+
+    def _heard(self, message: str | bytes, report: Report) -> bool:
+        """Take in one message; says whether it confirms our subscription. Raises WorldError if it is none."""
+        if message == "pong":
+            return False
+        try:
+            said = json.loads(message, parse_int=Decimal, parse_float=Decimal, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            raise self._lost(f"sent what is no JSON: {_shown(message)}") from None
+        if not isinstance(said, dict):
+            raise self._lost(f"sent no object: {_shown(message)}")
+        if "error" in said:
+            raise self._lost(f"refused the subscription: {_shown(said['error'])}")
+        if said.get("table") == "quote" and said.get("action") in ("partial", "insert"):
+            self._take(said.get("data"), report)
+        return said.get("success") is True and said.get("subscribe") == TOPIC
+
+    def _take(self, rows: object, report: Report) -> None:
+        """The last row becomes the quote, or the reason why there is no new one."""
+        if rows == []:  # a market without quotes
+            return
+        try:
+            quote = read_quote(rows, self._quote, self._clock.now())
+        except BadQuote as error:
+            self._refusal = self._refusal or f"the exchange's quote is refused: {error}"
+            return
+        self._quote, self._refusal = quote, ""
+        report.fresh()
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _judge(self, report: Report) -> None:
+        """Tell of a change between good and bad. Comes after every message, of which there is one every 5 s."""
+        reason = "; ".join(filter(None, (self._refusal, self.problem())))
+        if reason != self._told:
+            self._told = reason
+            if reason:
+                _log.info("price_feed", reason=reason)
+                report.degraded(reason)
+            else:
+                report.recovered()
+
+    def _lost(self, what: str) -> WorldError:
+        return WorldError("no_exchange", f"the exchange at {self.url} {what}")
+
+
+def read_quote(rows: object, before: Quote | None, now: float) -> Quote:
+    """The quote that the last of these rows says, received at `now`. Raises `BadQuote`."""
+    row = rows[-1] if isinstance(rows, list) and rows else None
+    if not isinstance(row, dict):
+        raise BadQuote(f"data is {_shown(rows)}, allowed are rows")
+    if row.get("symbol") != INSTRUMENT:
+        raise BadQuote(f"symbol is {_shown(row.get('symbol'))}, allowed is {INSTRUMENT}")
+    bid, ask, at = _price(row, "bidPrice"), _price(row, "askPrice"), _timestamp(row)
+    if parse_price(bid) > parse_price(ask):
+        raise BadQuote(f"bidPrice is {bid}, allowed is at most the askPrice, {ask}")
+    if at > now + CLOCK_SLACK:
+        raise BadQuote(f"timestamp is {row['timestamp']}, {at - now:.0f} s ahead of this node's clock")
+    if before is not None and at < before.at:
+        raise BadQuote(f"timestamp is {row['timestamp']}, older than that of the quote before")
+    return Quote(SYMBOL, bid, ask, at, now)
+
+
+def _price(row: dict[str, object], name: str) -> str:
+    """The canonical form of the digits as they were sent: whole prices come as integers, others maybe as 27778.0."""
+    number = row.get(name)
+    if not isinstance(number, Decimal):
+        raise BadQuote(f"{name} is {_shown(number)}, allowed is a number")
+    text = str(number)
+    text = text.rstrip("0").removesuffix(".") if "." in text and "E" not in text else text
+    try:
+        parse_price(text, name)
+    except BadNumber as error:
+        raise BadQuote(str(error)) from None
+    return text
+
+
+def _timestamp(row: dict[str, object]) -> float:
+    text = row.get("timestamp")
+    try:
+        moment = datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S.%fZ")  # noqa: DTZ007  the Z is read here
+    except ValueError:
+        raise BadQuote(f"timestamp is {_shown(text)}, allowed is a time such as 2026-09-02T07:48:59.167Z") from None
+    return moment.replace(tzinfo=UTC).timestamp()
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _time_of_day(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%H:%M:%S UTC")
+
+
+def _shown(value: object) -> str:
+    """What the exchange sent, cut and on one line, for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _reason(group: BaseException) -> str:
+    """What the first error of a group says."""
+    error = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    match error:
+        case ConnectionRejected():
+            return f"HTTP status {error.status_code}"
+        case ConnectionClosed(reason=CloseReason() as reason):
+            return f"code {reason.code}{f', {_shown(reason.reason)}' if reason.reason else ''}"
+        case trio.BrokenResourceError(__cause__=BaseException() as cause):
+            return str(cause)
+    return str(error) or repr(error)
