@@ -29,6 +29,8 @@ from pydantic import (
 from node import files
 from node.clock import Clock
 from node.errors import ConfigError
+from protocols.contract.numbers import BadNumber, parse_part
+from protocols.contract.terms import REGTEST_TIMELOCKS, Timelocks
 from protocols.errors import LocalError
 
 PREFIX = "CFDNODE_"
@@ -88,6 +90,21 @@ def _url(text: object) -> object:
     return text.rstrip("/")
 
 
+def _feed_url(text: object) -> object:
+    match = re.fullmatch(r"wss?://(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::([0-9]{1,5}))?(/[^\s?#]*)?", str(text))
+    if match is None or int(match[1] or 0) > 65535:
+        raise ValueError("is not ws://host[:port][/path] or wss://…")
+    return text
+
+
+def _step(text: object) -> object:
+    try:
+        parse_part(text if isinstance(text, str) else repr(text), "step", high="0.1")
+    except BadNumber as error:
+        raise ValueError(f"is not {error.allowed}") from None
+    return text
+
+
 class _Sentence(ValueError):
     """What is wrong with a value, as a sentence that shows the value itself."""
 
@@ -138,6 +155,8 @@ Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
 LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
 Key = Annotated[str, BeforeValidator(_key)]
 Url = Annotated[str, BeforeValidator(_url)]
+Step = Annotated[str, BeforeValidator(_step)]
+FeedUrl = Annotated[str, BeforeValidator(_feed_url)]
 Network = Annotated[Literal["regtest", "signet"], BeforeValidator(_network)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
@@ -167,6 +186,15 @@ class OracleTable(_Table):
     attestation_key: Key
     """x-only, of the attested digits."""
     scheme: Literal["olivia-v1"] = "olivia-v1"
+
+
+class PricesTable(_Table):
+    """The exchange whose quotes the node goes by."""
+
+    url: FeedUrl
+    """Of a realtime feed as BitMEX's, ``wss://ws.bitmex.com/realtime``."""
+    stale_after: Annotated[float, Field(gt=0, le=120)] = 120.0
+    """Seconds; from then on no price is made from a quote."""
 
 
 class FeeRateTable(_Table):
@@ -205,6 +233,7 @@ class NodeConfig(_Table):
     electrum: ElectrumServers
     oracle: OracleTable
     api: LoopbackAddress
+    prices: PricesTable | None = None
     clock: ClockTable = ClockTable()
     fee_rate: FeeRateTable = FeeRateTable()
     log: LogTable = LogTable()
@@ -231,6 +260,11 @@ class NodeConfig(_Table):
     def seed_file(self) -> Path:
         return files.seed_file(self.data)
 
+    @property
+    def timelocks(self) -> Timelocks:
+        """The relative locks of this network's contracts: the maker offers them, the taker takes no others."""
+        return REGTEST_TIMELOCKS if self.network == "regtest" else Timelocks()
+
     def make_clock(self) -> Clock:
         return Clock(hour=self.clock.hour, anchor=self.clock.anchor)
 
@@ -251,6 +285,8 @@ class MakerConfig(NodeConfig):
     """Of one order, in contracts."""
     max_exposure: Positive = 1_000_000
     """Contracts of one side less those of the other, over all positions, that further orders may reach."""
+    quote_step: Step = "0.0005"
+    """The part of its price by which an offer with a spread may lag behind the quote before it is priced anew."""
     accept: Literal["auto", "manual"] = "auto"
     """Orders within the offer and the limits are accepted at once, or wait for a word through the API."""
 

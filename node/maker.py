@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 
 import structlog
 import trio
@@ -12,6 +13,7 @@ from node.config import MakerConfig
 from node.core import Core, build
 from node.network.address import PeerAddress
 from node.network.conversation import Host, answering, converse
+from node.network.errors import Refuse
 from node.network.substream import Substream
 from node.offers import OfferBoard, OrderDesk, Policy
 from node.setup import Setup
@@ -23,6 +25,9 @@ from protocols.contract_setup import Decide, FindOffer
 from protocols.dialogue import Dialogue
 from protocols.identify import PeerRole
 from protocols.offers import NextOffers, Offer
+
+SETUPS_PER_PEER = 8
+"""That one taker may have under way at once."""
 
 log = structlog.get_logger("maker")
 
@@ -36,6 +41,8 @@ class Maker:
     board: OfferBoard
     desk: OrderDesk
     listener: Service[tuple[str, int]] = field(init=False)
+    _setups: Counter[bytes] = field(init=False, factory=Counter)
+    """Under way, by peer."""
 
     @classmethod
     def build(cls, config: MakerConfig, api_socket: socket.socket) -> Maker:
@@ -84,6 +91,17 @@ class Maker:
     async def _answer_order(self, substream: Substream) -> None:
         """One setup, from its order to its end."""
         peer = substream.peer.key
+        if self._setups[peer] >= SETUPS_PER_PEER:
+            raise Refuse(429, "too many setups at once", retry_after=60)  # each may hold coins for minutes
+        self._setups[peer] += 1
+        try:
+            await self._set_up(substream, peer)
+        finally:
+            self._setups[peer] -= 1
+            if not self._setups[peer]:
+                del self._setups[peer]
+
+    async def _set_up(self, substream: Substream, peer: bytes) -> None:
         setup = Setup(peer)
 
         async def find(ask: FindOffer) -> Offer | None:

@@ -141,6 +141,10 @@ class Taker:
             raise Conflict("stale_offer", f"offer {offer_id.hex()} is older than ten minutes; wait for a new one")
         if offer.oracle != self.core.setup.oracle_keys:
             raise Conflict("other_oracle", "the offer names another oracle than this node's configuration")
+        if offer.timelocks != self.config.timelocks:
+            raise Conflict(
+                "other_timelocks", f"the offer's timelocks are {offer.timelocks}, not {self.config.timelocks}"
+            )
         try:
             offer.check_order(quantity, leverage)
         except BadNumber as error:

@@ -14,7 +14,7 @@ from node.web.node_api import HexId
 from node.web.views import offer_view
 from protocols.codec import Rejected
 from protocols.contract.numbers import BadNumber
-from protocols.contract.terms import REGTEST_TIMELOCKS, Side, Timelocks
+from protocols.contract.terms import Side
 from protocols.offers import ID_LENGTH, Offer
 
 
@@ -75,7 +75,7 @@ def maker_router(maker: Maker) -> APIRouter:
                 opening_fee=said.opening_fee,
                 funding_rate=said.funding_rate,
                 fee_rate=await core.setup.fee_rate(),
-                timelocks=REGTEST_TIMELOCKS if config.network == "regtest" else Timelocks(),
+                timelocks=config.timelocks,
                 oracle=core.setup.oracle_keys,
                 tolerance_near=said.tolerance_near,
                 tolerance_far=said.tolerance_far,

@@ -8,9 +8,10 @@ from attrs import asdict
 
 from node.chain.broadcast import Attempt
 from node.position.state import Ending, Position
+from node.prices import Feed
 from protocols.contract.outcomes import covering, liquidation_price
 from protocols.contract.payout import Payout
-from protocols.contract.terms import Role, Terms
+from protocols.contract.terms import SYMBOL, Role, Terms
 from protocols.offers import STALE_AFTER, Offer
 
 
@@ -29,8 +30,28 @@ def offer_view(offer: Offer) -> dict[str, Any]:
         "opening_fee": offer.opening_fee,
         "funding_rate": offer.funding_rate,
         "fee_rate": offer.fee_rate,
+        "timelocks": asdict(offer.timelocks),
+        "oracle": offer.oracle.scheme,
+        "tolerance_near": offer.tolerance_near,
+        "tolerance_far": offer.tolerance_far,
         "created": offer.created,
         "stale_at": offer.created + STALE_AFTER,
+    }
+
+
+def quote_view(feed: Feed, now: float) -> dict[str, Any]:
+    """Prices in USD, times in seconds since 1970; `reason` says why no price may be made from it now."""
+    quote, problem = feed.quote, feed.problem()
+    return {
+        "symbol": SYMBOL,
+        "bid": quote.bid if quote else None,
+        "ask": quote.ask if quote else None,
+        "at": quote.at if quote else None,
+        "received_at": quote.received_at if quote else None,
+        "age": max(0.0, now - quote.since) if quote else None,
+        "stale": problem is not None,
+        "stale_at": feed.stale_at if quote else None,
+        "reason": problem,
     }
 
 
