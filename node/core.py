@@ -30,6 +30,7 @@ from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
 from node.position.keeper import AttestationKeeper, ChainKeeper
+from node.prices import Feed
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
 from node.wallet.interface import Wallet, run_wallet
@@ -64,6 +65,7 @@ class Core:
     oracle: Service[OracleClient]
     positions: Service[Positions]
     endpoint: Service[Endpoint]
+    feed: Feed
     setup: SetupNode
     broadcaster: Broadcaster
 
@@ -141,6 +143,14 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         [store],
     )
 
+    feed = _feed(config, clock)
+
+    async def run_prices(*, task_status: trio.TaskStatus[None]) -> None:
+        await feed.run(report=prices, task_status=task_status)
+
+    if feed.url is not None:
+        prices = supervisor.service("prices", run_prices)
+
     async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
         keeper = ChainKeeper(positions, monitor, broadcaster, seed.secret, report=contracts)
         await keeper.run(task_status=task_status)
@@ -189,10 +199,18 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         oracle=oracle,
         positions=positions,
         endpoint=endpoint,
+        feed=feed,
         setup=setup,
         broadcaster=broadcaster,
     )
     return core
+
+
+def _feed(config: NodeConfig, clock: Clock) -> Feed:
+    """The quotes that the node goes by; there never is one when no exchange is configured."""
+    if config.prices is None:
+        return Feed(None, clock)
+    return Feed(config.prices.url, clock, stale_after=config.prices.stale_after)
 
 
 def _seed(config: NodeConfig) -> Seed:

@@ -108,6 +108,19 @@ def parse_tolerance(text: str, field: str) -> Fraction:
     )
 
 
+def parse_part(text: str, field: str, high: str) -> Fraction:
+    """A part of a price from 0 to `high`, with at most 8 decimals, such as a spread. Raises `BadNumber`."""
+    return parse_decimal(
+        text,
+        field,
+        places=RATE_PLACES,
+        low=Fraction(0),
+        high=Fraction(high),
+        allowed=f"a decimal string from 0 to {high} with at most {RATE_PLACES} places and no needless zeros, "
+        "such as 0.0025",
+    )
+
+
 def format_decimal(value: Fraction, places: int) -> str:
     """The canonical decimal string of a value that has at most `places` decimals.
 
