@@ -20,7 +20,7 @@ from node.network.errors import Busy, Forbidden, HandlerFailed, StreamReset, Unk
 from node.network.substream import INTERNAL_ERROR, Substream
 from node.workers import in_worker_process
 from protocols.codec import Codec, Message, Protocol
-from protocols.contract.schedule import check_events
+from protocols.contract.keys import check_revocation
 from protocols.dialogue import Ask, Compute, Dialogue, Fact, Persist, Send, receive
 from protocols.errors import (
     Declined,
@@ -571,16 +571,12 @@ async def test_a_computation_runs_in_another_process_and_its_refusal_comes_back(
     await theirs.aclose()
 
     async def refused() -> None:
-        await Compute(_check_no_events, ())
+        await Compute(check_revocation, (bytes(33), bytes(32)))
 
     ours, theirs = trio.testing.memory_stream_pair()
     with pytest.raises(RemoteProtocolError) as told:
         await converse(ours, PROTOCOL, refused(), Host())
-    assert told.value.code == "bad_events"
-
-
-def _check_no_events() -> None:
-    check_events((), asked_at=0, now=0)
+    assert told.value.code == "bad_revocation"
 
 
 async def test_a_worker_that_dies_is_the_worlds_fault_and_is_replaced() -> None:
