@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 
 from node.chain.monitor import View
 from node.eventstore.interface import NewEvent, Recorded
+from node.position.abandon import spend_back
 from node.position.commands import (
+    ABANDONED_CONFIRMATIONS,
     Command,
+    abandon_lock,
     attest,
     begin_attempt,
     complete_lock,
@@ -43,6 +46,7 @@ from node.position.events import (
     CommitSignatureGiven,
     ContractSigned,
     Event,
+    LockAbandoned,
     LockConfirmed,
     LockSigned,
     OrderPlaced,
@@ -51,6 +55,7 @@ from node.position.events import (
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
+    SetupAbandoned,
     SetupFailed,
     SetupStarted,
 )
@@ -111,6 +116,8 @@ EXAMPLES: tuple[Event, ...] = (
     ContractSigned(0, bytes([3]) * 65, ((bytes([4]) * 64,),), None),
     LockSigned(((bytes([5]) * 71, bytes([6]) * 33), (bytes([7]) * 64,))),
     SetupFailed("interrupted", "the node stopped before the setup was complete"),
+    LockAbandoned(TXID, bytes([2, 0, 0, 0])),
+    SetupAbandoned(TXID, 150, BLOCK),
     LockConfirmed(TXID, 141, BLOCK),
     PriceAttested(0, 24, 49_262, b'{"attestation":null}'),
     CommitPublishing(0, "the oracle attested 49262"),
@@ -455,6 +462,34 @@ def test_the_refund_confirms_though_a_cet_was_seen_and_the_other_way_round() -> 
         assert wanted(made) == {}
 
 
+def test_a_lock_that_is_given_up_frees_the_coins_once_what_was_spent_back_is_deep() -> None:
+    life = Life(Role.TAKER)
+    reserved = life.made.position.inputs_held
+    spent_back = {TXID: spend_back(life.made.position, bytes([0x51, 32]) + bytes(32), 3)[0].serialize()}
+    life.made.do(abandon_lock(TXID, spent_back[TXID]))
+    assert life.state() is State.ABANDONING
+    assert wanted(life.made) == spent_back
+    assert life.made.do(abandon_lock(TXID, spent_back[TXID])) == []
+    life.placed, life.tip = [(spent_back, 300)], 300 + ABANDONED_CONFIRMATIONS - 2
+    assert life.see() == []
+    assert life.made.position.inputs_held == reserved != frozenset()
+    life.tip += 1
+    assert names(life.see()) == ["SetupAbandoned"]
+    assert life.state() is State.SETUP_FAILED
+    assert life.made.position.inputs_held == frozenset()
+    assert wanted(life.made) == {}
+
+
+def test_a_lock_that_confirms_though_it_was_given_up_is_an_open_position() -> None:
+    life = Life(Role.TAKER)
+    life.made.do(abandon_lock(TXID, bytes(10)))
+    life.attest(60_000).confirm_lock()
+    assert life.state() is State.SETTLING
+    assert wanted(life.made).keys() == {life.made.position.transactions().commit_txid}
+    life.publish_commit().confirm_commit().wait(REGTEST_TIMELOCKS.settlement).publish_ending().confirm_ending()
+    assert life.state() is State.SETTLED
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -567,6 +602,18 @@ REFUSALS: list[tuple[str, Callable[[], History], Callable[[], Command], str]] = 
         partial(history, Role.TAKER, 4),
         partial(fail_setup, "peer_gone", "gone"),
         "already_signed",
+    ),
+    (
+        "giving up a lock that is confirmed",
+        lambda: settled().made,
+        partial(abandon_lock, TXID, bytes(10)),
+        "no_lock_to_abandon",
+    ),
+    (
+        "giving up a lock that nobody signed",
+        partial(history, Role.TAKER, 3),
+        partial(abandon_lock, TXID, bytes(10)),
+        "no_lock_to_abandon",
     ),
     (
         "force close before the lock confirmed",
