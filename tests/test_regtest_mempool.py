@@ -102,6 +102,8 @@ def test_takes_a_transaction_in_and_gives_it_to_the_next_block(world: World) -> 
     entry = world.mempool.entries[txid]
     assert (entry.fee, entry.vsize, entry.parents) == (1000, -(-weight(payment) // 4), frozenset())
     assert world.send(payment) == txid
+    assert world.send(pay(world.coin(1), COIN - 1000, witness=[b"another"])) == txid
+    assert world.mempool.entries[txid] == entry
     assert world.mempool.spender(world.coin(1)) == txid
     assert world.index.coins.get(out(payment)) is None
     child = pay(out(payment), COIN - 2000)
@@ -112,7 +114,9 @@ def test_takes_a_transaction_in_and_gives_it_to_the_next_block(world: World) -> 
         (world.index.transactions[t].height, world.index.transactions[t].position) for t in (txid, child.GetTxid())
     ] == [(121, 1), (121, 2)]
     assert world.mempool.spender(world.coin(1)) == txid
-    assert world.refusal(payment) == "txn-already-known"
+    assert world.refusal(child) == "txn-already-known"
+    # nobody remembers a transaction whose outputs are all spent
+    assert world.refusal(payment) == "bad-txns-inputs-missingorspent"
 
 
 def test_basic_refusals(world: World) -> None:
@@ -130,7 +134,7 @@ def test_basic_refusals(world: World) -> None:
     assert world.refusal(pay(coin, COIN + 1)).startswith("bad-txns-in-belowout")
     assert world.refusal(pay(coin, COIN - 10)).startswith("min relay fee not met, 10 < ")
     assert world.refusal(pay(coin, 1000)).startswith("max-fee-exceeded")
-    assert world.refusal(pay(coin, COIN - 1000, witness=[b"\x00"])).startswith("mandatory-script-verify-flag-failed")
+    assert world.refusal(pay(coin, COIN - 1000, witness=[b"\x00"])).startswith("mempool-script-verify-flag-failed")
     assert world.refusal(pay(coin, COIN - 1000, witness=[bytes(81), TRUE])).startswith("bad-witness-nonstandard")
     world.chain.mine(script=TRUE)
     world.chain.mine_many(100)
@@ -280,18 +284,30 @@ class TestPackages:
     def test_a_poor_package_is_refused_whole(self, world: World) -> None:
         parent = pay(world.coin(1), COIN, version=3)
         poor = self.results(world, parent, pay(out(parent), COIN - 100, version=3))
-        assert all(sentence and "min relay fee not met" in sentence for sentence in poor)
-        old = pay(world.coin(1), COIN)
-        refused = self.results(world, old, pay(out(old), COIN - 1000))
-        assert all(sentence and "min relay fee not met" in sentence for sentence in refused)
+        assert [sentence and sentence.partition(",")[0] for sentence in poor] == ["min relay fee not met"] * 2
         assert not world.pool()
+
+    def test_only_version_3_may_leave_the_fee_to_its_child(self, world: World) -> None:
+        parent = pay(world.coin(1), COIN)
+        refused = self.results(world, parent, pay(out(parent), COIN - 1000))
+        assert refused == ["min relay fee not met, 0 < 96", "bad-txns-inputs-missingorspent"]
+        assert not world.pool()
+
+    def test_a_higher_relay_fee_keeps_out_what_pays_less_and_has_no_child(self, world: World) -> None:
+        mempool = Mempool(world.chain, world.index, min_relay=5)
+        parent = pay(world.coin(1), COIN - 240 - 2 * 109, version=3, anchor=240)
+        with pytest.raises(Rejected, match="min relay fee not met, 218 < 545"):
+            mempool.submit(parent.serialize())
+        child = anchored(pay([out(parent, 1), world.coin(2)], COIN - 5000, version=3))
+        assert set(mempool.submit_package([parent.serialize(), child.serialize()]).values()) == {None}
 
     def test_ephemeral_dust_must_be_spent(self, world: World) -> None:
         parent = pay(world.coin(1), COIN, version=3, anchor=0)
-        assert (
-            self.results(world, parent, pay(out(parent), COIN - 1000, version=3))
-            == [f"missing-ephemeral-spends, tx {pay(out(parent), COIN - 1000, version=3).GetTxid()[::-1].hex()}"] * 2
-        )
+        child = pay(out(parent), COIN - 1000, version=3)
+        assert self.results(world, parent, child) == [
+            "min relay fee not met, 0 < 109",
+            f"missing-ephemeral-spends, tx {child.GetTxid()[::-1].hex()}",
+        ]
         assert self.results(world, parent, anchored(pay([out(parent, 1), out(parent)], COIN - 1000, version=3))) == [
             None,
             None,
@@ -303,15 +319,22 @@ class TestPackages:
         assert self.results(world, parent, child) == [None, None]
         rival = pay(world.coin(1), COIN - 241, version=3, anchor=240)
         poor = anchored(pay([out(rival, 1), world.coin(3)], COIN - 2000, version=3))
-        assert all("insufficient fee" in str(error) for error in self.results(world, rival, poor))
+        low, insufficient = self.results(world, rival, poor)
+        assert low == "min relay fee not met, 1 < 109"
+        assert insufficient is not None
+        assert insufficient.startswith("insufficient fee")
         rich = anchored(pay([out(rival, 1), world.coin(3)], COIN - 9000, version=3))
         assert self.results(world, rival, rich) == [None, None]
         assert world.pool() == {rival.GetTxid(), rich.GetTxid()}
 
+    def test_one_alone_is_a_package_too(self, world: World) -> None:
+        assert self.results(world, pay(world.coin(1), COIN - 1000)) == [None]
+        assert self.results(world, pay(world.coin(2), COIN - 10)) == ["min relay fee not met, 10 < 96"]
+
     def test_only_a_child_with_its_parents(self, world: World) -> None:
         one, two = pay(world.coin(1), COIN - 1000), pay(world.coin(2), COIN - 1000)
         for package, reason in (
-            ([one], "package-too-many-transactions"),
+            ([], "package-too-many-transactions"),
             ([one, one], "package-contains-duplicates"),
             ([one, two], "package-not-child-with-parents"),
             ([one, pay(out(one), COIN - 2000), pay(out(one), COIN - 3000)], "package-not-child-with-parents"),

@@ -14,7 +14,7 @@ from bitcoin.core import CTransaction, Hash
 from node.regtest import policy
 from node.regtest.consensus import GENESIS, Chain
 from node.regtest.index import Index
-from node.regtest.mempool import MIN_RELAY, Mempool
+from node.regtest.mempool import Mempool
 from node.regtest.policy import Rejected
 
 Json = object
@@ -62,7 +62,7 @@ class Methods:
             "blockchain.block.header": self.block_header,
             "blockchain.block.headers": self.block_headers,
             "blockchain.estimatefee": self.estimate_fee,
-            "blockchain.relayfee": lambda: MIN_RELAY / 10**5,
+            "blockchain.relayfee": lambda: self._mempool.min_relay / 10**5,
             "blockchain.scripthash.get_balance": self.balance,
             "blockchain.scripthash.get_history": self.history,
             "blockchain.scripthash.get_mempool": self.unconfirmed,

@@ -26,7 +26,9 @@ from node.regtest.policy import TRUC, Rejected
 from protocols.contract.sighash import TxOut
 
 MIN_RELAY = 1
-"""Satoshis per virtual byte that a transaction, and what it adds as a replacement, must pay."""
+"""Satoshis per virtual byte that a transaction must pay, unless the mempool was made to ask for more."""
+INCREMENTAL_RELAY = 1
+"""Satoshis per virtual byte that a replacement must add to what it replaces."""
 MAX_FEE_RATE = 10_000
 """Satoshis per virtual byte above which a broadcast is taken for a mistake: Bitcoin Core's 0.1 BTC/kvB."""
 MAX_REPLACED = 100
@@ -61,9 +63,11 @@ class Entry:
 class Mempool:
     """Unconfirmed transactions over a chain; `index` must have been made before, so that it follows blocks first."""
 
-    def __init__(self, chain: Chain, index: Index) -> None:
+    def __init__(self, chain: Chain, index: Index, *, min_relay: int = MIN_RELAY) -> None:
+        """`min_relay` is the least fee rate that is taken, in sat/vB: a higher one is what a full mempool asks for."""
         self._chain = chain
         self._index = index
+        self.min_relay = min_relay
         self.entries: dict[bytes, Entry] = {}
         """By transaction id, parents before children; read only."""
         self._spenders: dict[OutPoint, bytes] = {}
@@ -103,42 +107,46 @@ class Mempool:
     # Writing
 
     def submit(self, raw: bytes) -> bytes:
-        """Take one transaction in and return its id; raises `Rejected`. What is here already is accepted again."""
+        """Take one transaction in and return its id, as ``sendrawtransaction`` does; raises `Rejected`.
+
+        What is here already is accepted again, even with another witness: the one that came first stays.
+        """
         transaction = _parse(raw)
         txid: bytes = transaction.GetTxid()
-        if txid in self.entries:
-            if self.entries[txid].raw != raw:
-                raise Rejected("txn-same-nonwitness-data-in-mempool")
-            return txid
-        self._accept([transaction])
-        self._tell()
+        if txid not in self.entries:
+            self._accept([transaction])
+            self._tell()
         return txid
 
     def submit_package(self, raws: Sequence[bytes]) -> dict[bytes, Rejected | None]:
         """Take in a child with its unconfirmed parents (the child last), like Bitcoin Core's ``submitpackage``.
 
-        Each is tried alone first; parents that fail for their fee are then judged together with the child.
-        Returns what became of each. Raises `Rejected` when they are no such package.
+        Each is tried alone first; those that failed for a fee, or for a parent that is missing because of one, are
+        then judged together. Returns why each is refused; the child's reason may be the package's. Raises `Rejected`
+        when they are no such package.
         """
         package = [_parse(raw) for raw in raws]
         _check_package(package)
         results: dict[bytes, Rejected | None] = {}
-        waiting: list[CTransaction] = []
+        together: list[CTransaction] = []
+        hopeless = False
         for transaction in package:
             txid = transaction.GetTxid()
             results[txid] = None
             if txid in self.entries or txid in self._index.transactions:
                 continue
-            last = transaction is package[-1]
-            group = [*waiting, transaction] if last else [transaction]
             try:
-                self._accept(group)
+                self._accept([transaction])
             except Rejected as error:
-                if not last and error.reason in ("min relay fee not met", "insufficient fee"):
-                    waiting.append(transaction)
-                    continue
-                results.update((member.GetTxid(), error) for member in [*waiting, transaction])
-                break
+                results[txid] = error
+                together.append(transaction)
+                hopeless |= not _package_may_help(transaction, error)
+        if len(together) > 1 and not hopeless:
+            try:
+                self._accept(together)
+                results = dict.fromkeys(results)
+            except Rejected as error:
+                results[package[-1].GetTxid()] = error
         self._tell()
         return results
 
@@ -168,7 +176,10 @@ class Mempool:
             try:
                 check_scripts(entry.raw, entry.spent)
             except ScriptRefused as error:
-                raise Rejected("mandatory-script-verify-flag-failed", f"input {error.index}") from error
+                raise Rejected("mempool-script-verify-flag-failed", f"input {error.index}") from error
+        fee, vsize = _sums(new)
+        if not returning and fee > MAX_FEE_RATE * vsize:
+            raise Rejected("max-fee-exceeded", f"{fee} > {MAX_FEE_RATE * vsize}")
         for txid in evicted:
             self._remove(txid)
         for entry in new.values():
@@ -184,7 +195,8 @@ class Mempool:
             policy.check_standard(transaction)
         if not policy.is_final(transaction, height, median_time):
             raise Rejected("non-final")
-        if txid in self._index.transactions:
+        if any(OutPoint(txid, vout) in self._index.coins for vout in range(len(transaction.vout))):
+            # confirmed; once all of its outputs are spent, nobody remembers, and its inputs are missing
             raise Rejected("txn-already-known")
         coins: list[Coin] = []
         parents: set[bytes] = set()
@@ -266,17 +278,15 @@ class Mempool:
         return siblings  # to be replaced, if this one pays enough
 
     def _check_fees(self, new: dict[bytes, Entry], direct: set[bytes], evicted: set[bytes]) -> None:
-        """The relay fee, a bound against mistakes, and BIP125's rules for what would be replaced."""
-        fee, vsize = sum(entry.fee for entry in new.values()), sum(entry.vsize for entry in new.values())
+        """The relay fee, and BIP125's rules for what would be replaced."""
+        fee, vsize = _sums(new)
         last = next(reversed(new))
         for entry in new.values():
             # a package may pay for its parent only where topology keeps the two together
-            if not entry.truc and entry.fee < MIN_RELAY * entry.vsize:
-                raise Rejected("min relay fee not met", f"{entry.fee} < {MIN_RELAY * entry.vsize}")
-        if fee < MIN_RELAY * vsize:
-            raise Rejected("min relay fee not met", f"{fee} < {MIN_RELAY * vsize}")
-        if fee > MAX_FEE_RATE * vsize:
-            raise Rejected("max-fee-exceeded", f"{fee} > {MAX_FEE_RATE * vsize}")
+            if not entry.truc and entry.fee < self.min_relay * entry.vsize:
+                raise Rejected("min relay fee not met", f"{entry.fee} < {self.min_relay * entry.vsize}")
+        if fee < self.min_relay * vsize:
+            raise Rejected("min relay fee not met", f"{fee} < {self.min_relay * vsize}")
         if not direct:
             return
         about = f"rejecting replacement {last[::-1].hex()}"
@@ -298,10 +308,10 @@ class Mempool:
         replaced = sum(self.entries[txid].fee for txid in evicted)
         if fee < replaced:
             raise Rejected("insufficient fee", f"{about}, less fees than conflicting txs; {fee} < {replaced}")
-        if fee - replaced < MIN_RELAY * vsize:
+        if fee - replaced < INCREMENTAL_RELAY * vsize:
             raise Rejected(
                 "insufficient fee",
-                f"{about}, not enough additional fees to relay; {fee - replaced} < {MIN_RELAY * vsize}",
+                f"{about}, not enough additional fees to relay; {fee - replaced} < {INCREMENTAL_RELAY * vsize}",
             )
 
     def _check_dust(self, new: Mapping[bytes, Entry]) -> None:
@@ -373,14 +383,29 @@ def _parse(raw: bytes) -> CTransaction:
 
 
 def _check_package(package: Sequence[CTransaction]) -> None:
-    if not 2 <= len(package) <= MAX_CHAIN:
-        raise Rejected("package-too-many-transactions", f"a package has 2 to {MAX_CHAIN} transactions")
+    if not 1 <= len(package) <= MAX_CHAIN:
+        raise Rejected("package-too-many-transactions", f"a package has 1 to {MAX_CHAIN} transactions")
     txids = [transaction.GetTxid() for transaction in package]
     if len(set(txids)) < len(txids):
         raise Rejected("package-contains-duplicates")
     spent = [{outpoint.txid for outpoint in outpoints(transaction)} for transaction in package]
     if set(txids[:-1]) - spent[-1] or any(parents & set(txids) for parents in spent[:-1]):
         raise Rejected("package-not-child-with-parents")
+
+
+def _package_may_help(transaction: CTransaction, error: Rejected) -> bool:
+    """Whether what alone was refused may be taken together with a child that pays, or with its parent."""
+    match error.reason:
+        case "min relay fee not met":
+            return bool(transaction.nVersion == TRUC)
+        case "insufficient fee" | "bad-txns-inputs-missingorspent":
+            return True
+    return False
+
+
+def _sums(entries: Mapping[bytes, Entry]) -> tuple[int, int]:
+    """Fee and virtual size of all together."""
+    return sum(entry.fee for entry in entries.values()), sum(entry.vsize for entry in entries.values())
 
 
 def _closure(start: Iterable[bytes], following: Callable[[bytes], Iterable[bytes]]) -> set[bytes]:
