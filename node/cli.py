@@ -145,11 +145,12 @@ def regtest(
     seed: Annotated[Text, _flag("Seed of the random walk, when there is no file.")] = None,
     electrum_port: Annotated[Text, _flag("Port of the Electrum server; 0 lets the system choose.")] = None,
     oracle_port: Annotated[Text, _flag("Port of the oracle.")] = None,
+    exchange_port: Annotated[Text, _flag("Port of the exchange.")] = None,
     control_port: Annotated[Text, _flag("Port of the control.")] = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run a world in a box: chain, Electrum server, oracle. Writes world.toml for makers and takers to read."""
+    """Run a world in a box: chain, Electrum server, oracle, exchange. Writes world.toml for makers and takers to read."""
     from node.config import WorldConfig, load
 
     flags = {
@@ -159,6 +160,7 @@ def regtest(
         "seed": seed,
         "electrum_port": electrum_port,
         "oracle_port": oracle_port,
+        "exchange_port": exchange_port,
         "control_port": control_port,
         "log.level": log_level,
         "log.format": log_format,

@@ -309,6 +309,7 @@ class WorldConfig(_Table):
     """Of the random walk, when there is no file."""
     electrum_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
     oracle_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
+    exchange_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
     control_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
     log: LogTable = LogTable()
 

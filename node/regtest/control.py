@@ -17,6 +17,7 @@ from node.clock import Clock
 from node.errors import NotFound
 from node.regtest.consensus import Chain
 from node.regtest.electrum_methods import shown
+from node.regtest.exchange import Exchange, Mode
 from node.regtest.index import Index, OutPoint
 from node.regtest.mempool import Mempool
 from node.regtest.prices import Market
@@ -40,6 +41,7 @@ class World:
     treasury: Treasury
     market: Market
     clock: Clock
+    exchange: Exchange
     scheduled: bool = True
     """Whether blocks come by themselves."""
 
@@ -90,6 +92,10 @@ class Price(_Body):
     """USD, at most two decimals; null gives the path back."""
 
 
+class Behaviour(_Body):
+    mode: Annotated[Mode, Field(strict=False)]
+
+
 def control_app(world: World) -> FastAPI:
     """The world's HTTP face; every error is an RFC 9457 problem that names the field."""
     app = FastAPI(title="regtest control", docs_url=None, redoc_url=None)
@@ -106,6 +112,7 @@ def control_app(world: World) -> FastAPI:
             "calendar": world.clock.calendar(),
             "price": world.market.now(),
             "price_overridden": world.market.override is not None,
+            "exchange": world.exchange.mode,
             "scheduled": world.scheduled,
             "treasury": {
                 "address": to_address(world.treasury.script, "regtest"),
@@ -142,6 +149,11 @@ def control_app(world: World) -> FastAPI:
                 raise LocalError("bad_price", str(error)) from error
         world.market.override = body.price
         return {"price": world.market.now()}
+
+    @app.post("/exchange")
+    async def exchange(body: Behaviour) -> dict[str, object]:
+        world.exchange.mode = body.mode
+        return {"mode": world.exchange.mode, "clients": world.exchange.clients}
 
     @app.get("/tx/{txid}")
     async def transaction(txid: str) -> dict[str, object]:

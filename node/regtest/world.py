@@ -1,5 +1,5 @@
-"""``cfdnode regtest``: a chain, its Electrum server, an oracle and a market in one process, on this machine
-alone.
+"""``cfdnode regtest``: a chain, its Electrum server, an oracle, a market and its exchange in one process, on this
+machine alone.
 
 Everything that is to survive a restart is in the data directory: the blocks, the oracle's secret and the
 prices that it attested, and ``world.toml``, which makers and takers read as their configuration.
@@ -23,6 +23,8 @@ from node.regtest.consensus import COINBASE_MATURITY, GENESIS, Chain
 from node.regtest.control import World, control_app
 from node.regtest.electrum_methods import Methods, shown
 from node.regtest.electrum_server import ElectrumServer
+from node.regtest.exchange import PATH as EXCHANGE_PATH
+from node.regtest.exchange import Exchange
 from node.regtest.index import Index
 from node.regtest.mempool import Mempool
 from node.regtest.prices import Market, PricePath, RandomWalk, RecordedPath
@@ -50,6 +52,8 @@ class RunningWorld:
     """host:port"""
     oracle: str
     """URL"""
+    exchange: str
+    """WebSocket URL"""
     control: str
     """URL"""
     announcement_key: bytes
@@ -82,12 +86,14 @@ async def run_world(
     with (
         _listen(config.electrum_port, before.electrum) as at_electrum,
         _listen(config.oracle_port, before.oracle) as at_oracle,
+        _listen(config.exchange_port, before.exchange) as at_exchange,
         _listen(config.control_port, before.control) as at_control,
         Chain(config.data / "chain", wall=wall) as chain,
     ):
         index = Index(chain)
         mempool = Mempool(chain, index)
-        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock)
+        exchange = Exchange(market.now, wall)
+        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock, exchange)
         await world.mine_many(max(0, FIRST_BLOCKS - chain.height))
         keys = OracleKeys.load(config.data / "oracle.secret", entropy)
         attested = AttestedPrices(config.data / "oracle.attested")
@@ -97,6 +103,7 @@ async def run_world(
             config=world_file,
             electrum=f"127.0.0.1:{_port(at_electrum)}",
             oracle=f"http://127.0.0.1:{_port(at_oracle)}",
+            exchange=f"ws://127.0.0.1:{_port(at_exchange)}{EXCHANGE_PATH}",
             control=f"http://127.0.0.1:{_port(at_control)}",
             announcement_key=announcement_key,
             attestation_key=attestation_key,
@@ -107,6 +114,7 @@ async def run_world(
         async with trio.open_nursery() as nursery:
             electrum = ElectrumServer(Methods(chain, index, mempool), mempool)
             nursery.start_soon(electrum.serve, [trio.SocketListener(trio.socket.from_stdlib_socket(at_electrum))])
+            nursery.start_soon(exchange.serve, [trio.SocketListener(trio.socket.from_stdlib_socket(at_exchange))])
             await nursery.start(serve, CrashGuard(oracle_app(oracle)), [at_oracle])
             await nursery.start(serve, CrashGuard(control_app(world)), [at_control])
             nursery.start_soon(oracle.run)
@@ -131,6 +139,7 @@ class _Before:
     anchor: float | None = None
     electrum: int = 0
     oracle: int = 0
+    exchange: int = 0
     control: int = 0
 
     @classmethod
@@ -138,9 +147,10 @@ class _Before:
         """From the file that the last run wrote, if there is one; raises `LocalError` if it ran at another hour."""
         try:
             told = tomllib.loads(world_file.read_text(encoding="utf-8"))
-            clock, places = told["clock"], (told["electrum"], told["oracle"]["url"], told["regtest"]["control"])
+            clock = told["clock"]
             last, anchor = float(clock["hour"]), float(clock["anchor"])
-            electrum, oracle, control = (int(place.rpartition(":")[2]) for place in places)
+            places = (told["electrum"], told["oracle"]["url"], told["prices"]["url"], told["regtest"]["control"])
+            ports = [int(place.removesuffix(EXCHANGE_PATH).rpartition(":")[2]) for place in places]
         except FileNotFoundError:
             return cls()
         except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
@@ -153,7 +163,7 @@ class _Before:
                 f"hour is {hour:g}, but the world in {world_file.parent} runs at {last:g} seconds an hour and its "
                 "calendar cannot change: give that hour, or a new data directory",
             )
-        return cls(anchor, electrum, oracle, control)
+        return cls(anchor, *ports)
 
 
 def _write(world_file: Path, running: RunningWorld) -> None:
@@ -173,6 +183,9 @@ url = "{running.oracle}"
 announcement_key = "{running.announcement_key.hex()}"
 attestation_key = "{running.attestation_key.hex()}"
 scheme = "olivia-v1"
+
+[prices]
+url = "{running.exchange}"
 
 [regtest]
 control = "{running.control}"
