@@ -5,7 +5,7 @@ the first, is refused. What it attested is verified before anybody sees it, and 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import NoReturn, Protocol
 
 import httpx2
@@ -181,10 +181,11 @@ class OracleClient:
                     if response.status_code != 200:
                         raise WorldError("oracle_failed", f"{self._where()} answered {response.status_code} to {event}")
                     body = b""
-                    async for data in response.aiter_raw():
-                        body += data
-                        if len(body) > MAX_BODY:
-                            raise WorldError("oracle_failed", f"{self._where()} sent more than {MAX_BODY} bytes")
+                    async with aclosing(response.aiter_raw()) as chunks:
+                        async for data in chunks:
+                            body += data
+                            if len(body) > MAX_BODY:
+                                raise WorldError("oracle_failed", f"{self._where()} sent more than {MAX_BODY} bytes")
                     return body
         except trio.TooSlowError:
             reason = f"no answer within {TIMEOUT:g} seconds"
