@@ -23,7 +23,7 @@ from node.chain.electrum import ElectrumClient, run_electrum
 from node.chain.headers import NETWORKS
 from node.chain.session import ServerLost
 from node.clock import Clock
-from node.regtest.electrum_methods import Methods
+from node.regtest.electrum_methods import PROTOCOL_MAX, Methods
 from node.regtest.electrum_server import ElectrumServer
 from tests.test_regtest_mempool import COIN, HOME, TRUE, World
 
@@ -143,9 +143,9 @@ def regtest(path: Path) -> Iterator[World]:
         world.chain.close()
 
 
-async def serve(world: World, nursery: trio.Nursery) -> Between:
-    """A server over this world."""
-    server = ElectrumServer(Methods(world.chain, world.index, world.mempool), world.mempool)
+async def serve(world: World, nursery: trio.Nursery, *, newest: tuple[int, ...] = PROTOCOL_MAX) -> Between:
+    """A server over this world, which speaks the protocol up to that version."""
+    server = ElectrumServer(Methods(world.chain, world.index, world.mempool), world.mempool, newest=newest)
     between = Between(nursery, await nursery.start(server.run))
     await between.start()
     return between

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from node.chain import broadcast as module
 from node.chain.broadcast import Attempt, Broadcaster
-from node.chain.electrum import ElectrumClient
+from node.chain.electrum import BroadcastRejected, ElectrumClient, NoPackages
 from node.chain.inputs import check_inputs
 from node.chain.session import ServerLost
 from node.regtest.index import OutPoint
@@ -143,6 +143,85 @@ async def test_keeping_others_replaces_what_was_kept(world: World, server: Betwe
     await until(lambda: server.asked.count(BROADCAST) > asked)
     await trio.sleep(0.02)
     assert server.asked.count(BROADCAST) == asked + 1
+
+
+# Packages
+
+PACKAGE = "blockchain.transaction.broadcast_package"
+
+
+def stuck(world: World) -> dict[bytes, bytes]:
+    """A parent that pays no fee, and the child that pays for both."""
+    parent = pay(world.coin(1), COIN, version=3)
+    child = pay(out(parent), COIN - 1_000, version=3)
+    return {tx.GetTxid(): tx.serialize() for tx in (parent, child)}
+
+
+async def test_a_package_goes_out_as_one(world: World, server: Between, broadcaster: Broadcaster) -> None:
+    kept = stuck(world)
+    broadcaster.keep(b"position", kept, package=True)
+    await until(lambda: world.pool() == set(kept))
+    await until(lambda: len(broadcaster.status()) == 2)
+    assert all(attempt.accepted for attempt in broadcaster.status().values())
+    assert broadcaster.kept(b"position") == kept
+    world.mempool.entries.clear()
+    world.mempool._spenders.clear()
+    broadcaster.keep(b"position", {})
+    broadcaster.keep(b"position", kept)
+    await until(lambda: BROADCAST in server.asked)
+    await until(lambda: len(broadcaster.status()) == 2)
+    assert not any(attempt.accepted for attempt in broadcaster.status().values())
+
+
+async def test_a_server_without_packages_gets_them_one_by_one(world: World, nursery: trio.Nursery) -> None:
+    server = await serve(world, nursery, newest=(1, 4, 3))
+    client = await dial(nursery, server)
+    assert not client.takes_packages
+    broadcaster = Broadcaster(CLOCK)
+    await live(broadcaster, client, nursery)
+    parent = give(world, 1, 50_000)
+    child = pay(out(parent), 49_000, witness=(OPEN,))
+    kept = {tx.GetTxid(): tx.serialize() for tx in (parent, child)}
+    broadcaster.keep(b"position", kept, package=True)
+    await until(lambda: world.pool() == set(kept))
+    assert PACKAGE not in server.asked
+    with pytest.raises(NoPackages, match="takes no packages"):
+        await client.broadcast_package(list(kept.values()))
+
+
+async def test_what_a_server_says_of_a_package(world: World, server: Between, client: ElectrumClient) -> None:
+    parent = pay(world.coin(1), COIN, version=3)
+    poor, rich = (pay(out(parent), COIN - fee, version=3) for fee in (10, 1_000))
+    raws = [parent.serialize(), poor.serialize()]
+    refused = await client.broadcast_package(raws)
+    assert list(refused) == [parent.GetTxid(), poor.GetTxid()]
+    assert all("min relay fee not met" in reason for reason in refused.values())
+    assert await client.broadcast_package([parent.serialize(), rich.serialize()]) == {}
+    assert await client.broadcast_package([parent.serialize(), rich.serialize()]) == {}
+    with pytest.raises(BroadcastRejected, match="package-not-child-with-parents"):
+        await client.broadcast_package([give(world, 2, 50_000).serialize(), give(world, 3, 50_000).serialize()])
+
+    known = [{"txid": tx.GetTxid()[::-1].hex(), "error": "txn-already-in-mempool"} for tx in (parent, rich)]
+    for said, refusals in (
+        ({"success": False, "errors": known}, {}),
+        ({"success": False, "errors": [known[0], known[1] | {"error": "no\n"}]}, {rich.GetTxid(): "no"}),
+    ):
+        server.edit = lambda _, message, said=said: message | {"result": said}  # type: ignore[misc]
+        assert await client.broadcast_package([parent.serialize(), rich.serialize()]) == refusals
+    server.edit = lambda _, message: message | {"result": {"success": False, "errors": []}}
+    with pytest.raises(BroadcastRejected, match="does not say why"):
+        await client.broadcast_package(raws)
+
+
+@pytest.mark.parametrize(
+    "said", [None, [], {"success": 1}, {"success": False, "errors": [{"txid": "00", "error": ""}]}]
+)
+async def test_nonsense_about_a_package_ends_the_connection(
+    world: World, server: Between, client: ElectrumClient, said: object
+) -> None:
+    server.edit = lambda _, message: message | {"result": said}
+    with pytest.raises(ServerLost, match="malformed"):
+        await client.broadcast_package(list(stuck(world).values()))
 
 
 # Inputs

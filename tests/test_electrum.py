@@ -417,12 +417,12 @@ async def test_a_tip_that_the_server_does_not_show_is_not_believed(
 
 async def test_headers_without_work_are_not_believed(world: World, server: Between, nursery: trio.Nursery) -> None:
     def no_work(result: dict[str, Any]) -> dict[str, Any]:
-        raw = bytearray.fromhex(result["hex"])
+        raw = bytearray.fromhex("".join(result["headers"]))
         for nonce in range(256):  # some nonce lacks the work that regtest asks for
             raw[-1] = nonce
             if hashlib.sha256(hashlib.sha256(raw[-80:]).digest()).digest()[31] > 0x7F:
                 break
-        return result | {"hex": raw.hex()}
+        return result | {"headers": [raw.hex()]}
 
     server.edit = _result("blockchain.block.headers", no_work)
     with pytest.raises(WorldError, match="lacks its proof of work"):

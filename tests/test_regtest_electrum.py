@@ -86,8 +86,8 @@ async def connect(port: int) -> AsyncIterator[Client]:
 async def test_handshake(port: int) -> None:
     async with connect(port) as client:
         assert await client.call("server.version", "test", "1.4") == ["cfdnode regtest", "1.4"]
-        assert (await client.call("server.version", "test", ["1.4", "1.6"]))[1] == "1.4.3"
-        for unspoken in ("1.3", "1.10", ["1.5", "2.0"], "x", ["1.4"], 1.4):
+        assert (await client.call("server.version", "test", ["1.4", "1.7"]))[1] == "1.6"
+        for unspoken in ("1.3", "1.10", ["1.7", "2.0"], "x", ["1.4"], 1.4):
             with pytest.raises(Refusal, match="protocol version"):
                 await client.call("server.version", "test", unspoken)
         assert (await client.call("server.features"))["genesis_hash"] == shown(GENESIS)
@@ -104,6 +104,12 @@ async def test_headers(world: World, port: int) -> None:
             "max": MAX_HEADERS,
         }
         assert (await client.call("blockchain.block.headers", 500, 10))["count"] == 0
+        async with connect(port) as newer:
+            await newer.call("server.version", "test", "1.6")
+            listed = [world.chain.header(height).hex() for height in (118, 119, 120)]
+            answer = await newer.call("blockchain.block.headers", 118, 10)
+            assert answer == {"headers": listed, "count": 3, "max": MAX_HEADERS}
+            assert (await newer.call("blockchain.block.headers", 500, 10))["headers"] == []
         proof = await client.call("blockchain.block.header", 7, 12)
         node = world.chain.block_hash(7)
         for depth, sibling in enumerate(bytes.fromhex(text)[::-1] for text in proof["branch"]):
@@ -207,6 +213,9 @@ async def test_packages(world: World, port: int) -> None:
     poor, rich = (pay(out(parent), COIN - fee, version=3) for fee in (10, 1000))
     async with connect(port) as client:
         send = partial(client.call, "blockchain.transaction.broadcast_package")
+        with pytest.raises(Refusal, match="unknown method"):
+            await send([parent.serialize().hex(), rich.serialize().hex()])
+        await client.call("server.version", "test", ["1.4", "1.6"])
         answer = await send([parent.serialize().hex(), poor.serialize().hex()])
         assert answer["success"] is False
         assert answer["errors"][0]["txid"] == shown(parent.GetTxid())

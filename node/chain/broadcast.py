@@ -40,22 +40,32 @@ class Broadcaster:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._kept: dict[bytes, Mapping[bytes, bytes]] = {}
+        self._packages: set[bytes] = set()
+        """Owners whose transactions go out together."""
         self._status: dict[bytes, Attempt] = {}
         self._due: set[bytes] = set()
         self._bell = trio.Event()
 
-    def keep(self, owner: bytes, transactions: Mapping[bytes, bytes]) -> None:
+    def keep(self, owner: bytes, transactions: Mapping[bytes, bytes], *, package: bool = False) -> None:
         """From now on `owner` wants these transactions (id → bytes, parents before children) and no others; an empty
-        mapping ends it. New ones go out at once."""
+        mapping ends it. New ones go out at once; as a package, if they are one (a child and its parents) and the
+        server takes packages, else one by one."""
         before = self._kept.pop(owner, {})
+        self._packages.discard(owner)
         if transactions:
             self._kept[owner] = dict(transactions)
+            if package:
+                self._packages.add(owner)
         if transactions.keys() - before.keys():
             self._due.add(owner)
             self._bell.set()
         for txid in before.keys() - transactions.keys():
             if not any(txid in kept for kept in self._kept.values()):
                 self._status.pop(txid, None)
+
+    def kept(self, owner: bytes) -> Mapping[bytes, bytes]:
+        """What `owner` wants broadcast now."""
+        return dict(self._kept.get(owner, {}))
 
     def status(self) -> Mapping[bytes, Attempt]:
         """The last attempt of every transaction that is kept and was tried."""
@@ -100,7 +110,19 @@ class Broadcaster:
                 self._bell = trio.Event()
 
     async def _hand_in(self, client: ElectrumClient, owner: bytes) -> None:
-        for txid, raw in self._kept.get(owner, {}).items():
+        kept = self._kept.get(owner, {})
+        if owner in self._packages and client.takes_packages:
+            refused: Mapping[bytes, str] = {}
+            try:
+                refused = await client.broadcast_package(list(kept.values()))
+            except ServerLost:
+                return
+            except WorldError as error:
+                refused = dict.fromkeys(kept, _reason(error))
+            for txid in kept:
+                self._note(owner, txid, refused.get(txid))
+            return
+        for txid, raw in kept.items():
             if txid not in self._kept.get(owner, {}):
                 continue  # not wanted any more since we began
             reason: str | None = None
@@ -108,13 +130,18 @@ class Broadcaster:
                 await client.broadcast(raw)
             except ServerLost:
                 return
-            except BroadcastRejected as error:
-                reason = error.reason
             except WorldError as error:
-                reason = error.sentence
-            if txid not in self._kept.get(owner, {}):
-                continue
-            before = self._status.get(txid)
-            self._status[txid] = Attempt(self._clock.now(), reason)
-            if before is None or before.reason != reason:
-                _log.info("transaction_handed_in", txid=txid[::-1].hex(), accepted=reason is None, reason=reason)
+                reason = _reason(error)
+            self._note(owner, txid, reason)
+
+    def _note(self, owner: bytes, txid: bytes, reason: str | None) -> None:
+        if txid not in self._kept.get(owner, {}):
+            return
+        before = self._status.get(txid)
+        self._status[txid] = Attempt(self._clock.now(), reason)
+        if before is None or before.reason != reason:
+            _log.info("transaction_handed_in", txid=txid[::-1].hex(), accepted=reason is None, reason=reason)
+
+
+def _reason(error: WorldError) -> str:
+    return error.reason if isinstance(error, BroadcastRejected) else error.sentence

@@ -111,7 +111,7 @@ class ChainSync:
         wanted = min(last - first + 1, CHUNK)
         raw = b""
         while (got := len(raw) // SIZE) < wanted:
-            answer = await self._session.request("blockchain.block.headers", first + got, wanted - got)
+            answer = headers_in_one(await self._session.request("blockchain.block.headers", first + got, wanted - got))
             more = self._session.unhex(answer.get("hex") if isinstance(answer, dict) else None, "run of headers")
             if len(more) % SIZE or len(more) // SIZE > wanted - got:
                 raise self._session.lied("sent more headers than it was asked for")
@@ -119,3 +119,11 @@ class ChainSync:
                 break
             raw += more
         return raw
+
+
+def headers_in_one(answer: object) -> object:
+    """An answer to ``blockchain.block.headers`` as protocol 1.4 has it, ``hex``; from 1.6 on it is a list."""
+    headers = answer.get("headers") if isinstance(answer, dict) else None
+    if isinstance(answer, dict) and isinstance(headers, list) and all(isinstance(header, str) for header in headers):
+        return {**answer, "hex": "".join(headers)}
+    return answer

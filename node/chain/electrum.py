@@ -1,4 +1,4 @@
-"""The node's one client of an Electrum server (protocol 1.4): headers, histories, transactions, broadcasts, fees.
+"""The node's one client of an Electrum server, protocol 1.4 to 1.6: headers, histories, transactions, broadcasts, fees.
 
 A server may withhold what it knows, which only a second server can tell; it cannot invent. Headers are linked and
 carry work, a confirmed transaction comes with its proof in one of them, a transaction's bytes hash to its id. A server
@@ -9,6 +9,7 @@ Everything else of `node.chain` takes the `ElectrumClient` that it starts.
 """
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from decimal import ROUND_CEILING, Decimal
@@ -27,7 +28,9 @@ from node.clock import Clock
 from protocols.errors import WorldError
 
 AGENT = "cfdnode"
-PROTOCOL = ("1.4", "1.4.3")
+PROTOCOL = ("1.4", "1.6")
+"""The oldest and the newest version that is spoken: 1.6 brought packages."""
+PACKAGES = (1, 6)
 GREETING_TIMEOUT = 30.0
 PING_EVERY = 60.0
 CACHE_BYTES = 16 * 2**20
@@ -56,9 +59,25 @@ class BroadcastRejected(WorldError):
         self.reason = reason
 
 
+class NoPackages(WorldError):
+    """The server's protocol is older than packages."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__("no_packages", f"electrum server {server} takes no packages: its protocol is older than 1.6")
+
+
 def script_hash(script: bytes) -> str:
     """How the Electrum protocol names a script: its SHA-256, reversed, in hex."""
     return hashlib.sha256(script).digest()[::-1].hex()
+
+
+def _known(refusal: str) -> bool:
+    return any(words in refusal.lower() for words in _KNOWN)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """A version of the protocol, to be compared; one that cannot be read is older than all."""
+    return tuple(map(int, text.split("."))) if re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}", text) else ()
 
 
 def parse_transaction(raw: bytes) -> CTransaction:
@@ -89,6 +108,8 @@ class ElectrumClient:
         """The server's address, for people."""
         self.heard_at = clock.now()
         """When the server was last heard of, on the wall clock: the age of everything that it said."""
+        self.takes_packages = False
+        """Whether `broadcast_package` can be used, by the protocol agreed on."""
         self._network = network
         self._clock = clock
         self._ended = ended
@@ -179,12 +200,39 @@ class ElectrumClient:
         try:
             answer = await self.request("blockchain.transaction.broadcast", raw.hex())
         except ServerError as error:
-            if any(words in error.message.lower() for words in _KNOWN):
+            if _known(error.message):
                 return txid
             raise BroadcastRejected(error.message) from error
         if answer != txid[::-1].hex():
             raise self._session.lied(f"took transaction {txid[::-1].hex()} for {printable(str(answer), 80)}")
         return txid
+
+    async def broadcast_package(self, raws: Sequence[bytes]) -> dict[bytes, str]:
+        """Hand in a child with its unconfirmed parents, the child last, whose fees then count together. Returns why
+        transactions were refused, by id; empty if the server has them all. Raises `NoPackages`, and
+        `BroadcastRejected` when they are refused as a whole."""
+        if not self.takes_packages:
+            raise NoPackages(self.server)
+        txids: list[bytes] = [parse_transaction(raw).GetTxid() for raw in raws]
+        try:
+            answer = await self.request("blockchain.transaction.broadcast_package", [raw.hex() for raw in raws])
+        except ServerError as error:
+            raise BroadcastRejected(error.message) from error
+        match answer:
+            case {"success": True}:
+                return {}
+            case {"success": False, "errors": [_, *_] as errors}:
+                refused = dict(self._refusal(each) for each in errors)
+                return {txid: refused[txid] for txid in txids if txid in refused and not _known(refused[txid])}
+            case {"success": False}:
+                raise BroadcastRejected("the server does not say why")
+        raise self._session.lied("sent a malformed answer to a package")
+
+    def _refusal(self, item: object) -> tuple[bytes, str]:
+        match item:
+            case {"txid": str(txid), "error": str(reason)}:
+                return self._session.unhex(txid, "transaction id", 32)[::-1], printable(reason)
+        raise self._session.lied("sent a malformed answer to a package")
 
     async def estimate_fee(self, blocks: int) -> int | None:
         """Satoshi per virtual byte, rounded up, that should confirm within `blocks`; None if the server cannot say."""
@@ -240,7 +288,9 @@ class ElectrumClient:
 
     async def _greet(self) -> None:
         with trio.move_on_after(GREETING_TIMEOUT):
-            await self.request("server.version", AGENT, PROTOCOL)
+            match await self.request("server.version", AGENT, PROTOCOL):
+                case [_, str(version)]:
+                    self.takes_packages = _version(version) >= PACKAGES
             features = await self.request("server.features")
             found = features.get("genesis_hash") if isinstance(features, dict) else None
             wanted = self._network.genesis[::-1].hex()

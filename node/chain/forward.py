@@ -10,7 +10,7 @@ from functools import partial
 
 import trio
 
-from node.chain.chainsync import Tip
+from node.chain.chainsync import Tip, headers_in_one
 from node.chain.electrum import AGENT, PROTOCOL, ElectrumClient, Notify
 from node.chain.session import ServerError, ServerLost
 from protocols.errors import WorldError
@@ -23,7 +23,6 @@ IN_FLIGHT = 50
 _FORWARDED = frozenset(
     {
         "blockchain.block.header",
-        "blockchain.block.headers",
         "blockchain.estimatefee",
         "blockchain.relayfee",
         "blockchain.scripthash.get_balance",
@@ -151,6 +150,9 @@ class _Dialler:
                 if notify is not None:
                     self._client.unsubscribe(name, notify)
                 return notify is not None
+            case "blockchain.block.headers", _:
+                # the wallet was told 1.4, whatever the server speaks
+                return headers_in_one(await self._client.request(method, *params))
             case _ if method in _FORWARDED:
                 return await self._client.request(method, *params)
             case _:

@@ -1,4 +1,4 @@
-"""What the Electrum server answers: the requests of protocol 1.4 that need no connection, as plain functions.
+"""What the Electrum server answers: the requests of protocol 1.4 and 1.6 that need no connection, as plain functions.
 
 Shapes are those of https://electrumx.readthedocs.io/en/latest/protocol-methods.html. `RpcError` is the only
 error a caller can cause.
@@ -21,7 +21,9 @@ Json = object
 """Whatever `json.dumps` takes."""
 
 SOFTWARE = "cfdnode regtest"
-PROTOCOL_MIN, PROTOCOL_MAX = (1, 4), (1, 4, 3)
+PROTOCOL_MIN, PROTOCOL_MAX = (1, 4), (1, 6)
+PACKAGES = (1, 6)
+"""From this version on headers come as a list, and packages are taken."""
 MAX_HEADERS = 2016
 MAX_HISTORY = 20_000
 MAX_PACKAGE = 25
@@ -68,12 +70,17 @@ class Methods:
             "blockchain.scripthash.get_mempool": self.unconfirmed,
             "blockchain.scripthash.listunspent": self.unspent,
             "blockchain.transaction.broadcast": self.broadcast,
-            "blockchain.transaction.broadcast_package": self.broadcast_package,
             "blockchain.transaction.get": self.transaction,
             "blockchain.transaction.get_merkle": self.merkle,
             "blockchain.transaction.id_from_pos": self.id_from_position,
             "mempool.get_fee_histogram": self.fee_histogram,
         }
+
+        self.newer_table: dict[str, Callable[..., Json]] = {
+            "blockchain.block.headers": self.block_headers_listed,
+            "blockchain.transaction.broadcast_package": self.broadcast_package,
+        }
+        """What is new or different in 1.6."""
 
     def features(self) -> Json:
         return {
@@ -108,6 +115,12 @@ class Methods:
         if checkpoint and heights:
             answer |= self._header_proof(heights[-1], checkpoint)
         return answer
+
+    def block_headers_listed(self, start_height: object, count: object, cp_height: object = 0) -> Json:
+        answer = self.block_headers(start_height, count, cp_height)
+        assert isinstance(answer, dict)
+        joined = answer.pop("hex")
+        return answer | {"headers": [joined[at : at + 160] for at in range(0, len(joined), 160)]}
 
     def estimate_fee(self, number: object, mode: object = None) -> Json:
         natural(number, "number")

@@ -1,4 +1,4 @@
-"""An Electrum server (protocol 1.4, JSON lines over TCP) over the embedded chain and its mempool."""
+"""An Electrum server (protocol 1.4 and 1.6, JSON lines over TCP) over the embedded chain and its mempool."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ import trio
 
 from node.regtest.electrum_methods import (
     BAD_REQUEST,
+    PACKAGES,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     SOFTWARE,
@@ -33,8 +34,10 @@ _PARSE_ERROR, _INVALID_REQUEST = -32700, -32600
 class ElectrumServer:
     """Serves any number of clients; a client's misbehaviour ends its own connection only."""
 
-    def __init__(self, methods: Methods, mempool: Mempool) -> None:
+    def __init__(self, methods: Methods, mempool: Mempool, *, newest: tuple[int, ...] = PROTOCOL_MAX) -> None:
+        """`newest` is the newest version of the protocol that it speaks."""
         self.methods = methods
+        self.newest = newest
         self.changed = trio.Event()
         """Set at the next change of chain or mempool, and then replaced."""
         self._clients = 0
@@ -112,9 +115,11 @@ class _Client:
         if len(wanted) != 2:
             raise RpcError(BAD_REQUEST, f"invalid protocol version: {protocol_version!r}")
         low, high = (_version(value) for value in wanted)
-        chosen = min(high, PROTOCOL_MAX)
+        chosen = min(high, self._server.newest)
         if chosen < max(low, PROTOCOL_MIN):
             raise RpcError(BAD_REQUEST, f"unsupported protocol version: {protocol_version!r}")
+        if chosen >= PACKAGES:
+            self._methods |= self._server.methods.newer_table
         return [SOFTWARE, ".".join(map(str, chosen))]
 
     def subscribe_headers(self) -> Json:
