@@ -26,7 +26,7 @@ from protocols.codec import Codec, Message, Protocol, Rejected, exactly
 from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, Points, check_points
 from protocols.contract.numbers import MAX_MONEY, BadNumber
-from protocols.contract.oracle import Announcement, announcements_hash
+from protocols.contract.oracle import Announcement, announcements_hash, scheme_named
 from protocols.contract.parties import check_party, check_scripts
 from protocols.contract.schedule import check_events, contract_events
 from protocols.contract.signing import (
@@ -279,7 +279,7 @@ async def taker(order: Order, attempt: Attempt) -> ContractPlan:
     if accepted.fee_rate != offer.fee_rate:
         raise RemoteProtocolError("wrong_fee_rate", f"fee_rate is {accepted.fee_rate}, the offer says {offer.fee_rate}")
     await CheckFeeRate(accepted.fee_rate)
-    check_events(accepted.event_ids, asked_at=asked_at, now=await Now())
+    check_events(accepted.event_ids, scheme_named(offer.oracle.scheme), asked_at=asked_at, now=await Now())
     announcements = await FetchAnnouncements(offer.oracle, accepted.event_ids)
     if accepted.announcements_hash != announcements_hash(announcements):
         raise RemoteProtocolError("other_announcements", "announcements_hash differs from that of our oracle's events")
@@ -343,7 +343,7 @@ async def maker(begin: Callable[[bytes], Attempt]) -> ContractPlan:
         raise Declined(refusal.code, refusal.sentence)
 
     attempt = begin(placed.order_id)
-    event_ids = contract_events(await Now())
+    event_ids = contract_events(await Now(), scheme_named(offer.oracle.scheme))
     announcements = await FetchAnnouncements(offer.oracle, event_ids)
     funding = await Fund(order.order_id, Role.MAKER, terms, None)
     own = _party(attempt, funding)

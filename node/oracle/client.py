@@ -16,9 +16,10 @@ from node.clock import Clock
 from protocols.contract.oracle import (
     Announcement,
     Attestation,
-    event_id,
+    Scheme,
     parse_announcement,
     parse_attestation,
+    scheme_named,
 )
 from protocols.errors import WorldError
 
@@ -52,7 +53,7 @@ class MemoryStore:
 
 @frozen
 class OracleConfig:
-    """Which oracle: `url` without the event's path, both keys x-only."""
+    """Which oracle: `url` without the event's path, both keys x-only, `scheme` one of `oracle.SCHEMES`."""
 
     url: str
     announcement_key: bytes
@@ -77,6 +78,7 @@ class OracleClient:
         report: Report = lambda _: None,
     ) -> None:
         self._config = config
+        self._scheme: Scheme = scheme_named(config.scheme)
         self._http = http
         self._clock = clock
         self._store = store
@@ -142,7 +144,7 @@ class OracleClient:
         """Fetch the announcement that the next contract settles with, so that a failing oracle shows before an order
         needs it."""
         while True:
-            event = event_id(-(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR)
+            event = self._scheme.event_id(-(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR)
             try:
                 await self.announcement(event)
             except WorldError as error:
@@ -175,7 +177,7 @@ class OracleClient:
     async def _fetch(self, event: str) -> bytes:
         try:
             with trio.fail_after(TIMEOUT):
-                async with self._http.stream("GET", self._config.url + event) as response:
+                async with self._http.stream("GET", self._config.url + self._scheme.path(event)) as response:
                     if response.status_code == 404:
                         raise WorldError("unknown_event", f"{self._where()} has not announced {event}")
                     if response.status_code != 200:

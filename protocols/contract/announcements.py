@@ -1,23 +1,20 @@
-"""What an oracle says, whatever its scheme: event ids, announcements, attestations, and what a scheme must offer.
+"""What an oracle says, whatever its scheme: announcements, attestations, and what a scheme must offer.
 
 Public keys and nonces of an oracle are x-only (32 bytes) and mean the point with even y. All of it is public: an
 attestation's scalars are secret until the oracle publishes them, and then known to everyone.
 """
 
-import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from attrs import field, frozen
+from btclib_secp256k1 import keys
 
 from .numbers import DIGITS, PRICE_LIMIT, tagged_hash
 
 Point = Any
 """A libsecp256k1 public key object; cffi's types have no names that a type checker knows."""
-
-_ID = re.compile(
-    rf"/x/BitMEX/BXBT/(\d{{4}})-(\d{{2}})-(\d{{2}})T(\d{{2}}):(\d{{2}}):(\d{{2}})\.price\?n={DIGITS}", re.ASCII
-)
 
 
 @frozen
@@ -26,7 +23,6 @@ class Announcement:
 
     scheme: str
     id: str
-    """Also the path of the event at the oracle's HTTP server."""
     time: int
     """Seconds since 1970."""
     key: bytes
@@ -34,7 +30,8 @@ class Announcement:
     nonces: tuple[bytes, ...]
     """One x-only point per binary digit of the price, highest first."""
     data: bytes = field(repr=False)
-    """What the oracle signed, byte for byte; two announcements of an event are the same if this is."""
+    """What peers hash, byte for byte: Olivia's signed string, the other schemes' whole record. Two announcements of an
+    event are the same if this is."""
     raw: bytes = field(repr=False, eq=False)
     """The whole answer as it was received, to be kept for ever."""
 
@@ -60,6 +57,23 @@ class Scheme(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def media_type(self) -> str:
+        """Of the oracle's answers over HTTP."""
+        ...
+
+    def event_id(self, time: int) -> str:
+        """The id of the BTCUSD price event at `time`, seconds since 1970 (UTC)."""
+        ...
+
+    def event_time(self, event: str) -> int:
+        """Seconds since 1970 of an event id. Raises `ValueError` for anything that `event_id` does not write."""
+        ...
+
+    def path(self, event: str) -> str:
+        """Where an oracle's HTTP server answers for the event of this id."""
+        ...
+
     def parse_announcement(self, raw: bytes, *, announcement_key: bytes, attestation_key: bytes) -> Announcement:
         """The announcement in an oracle's answer; raises `WorldError` (bad_announcement) unless all of it holds."""
         ...
@@ -76,41 +90,29 @@ class Scheme(Protocol):
         """h_i: what S(i, b) and its scalar are multiplied by before they are summed."""
         ...
 
+    def announce(
+        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
+    ) -> bytes:
+        """A regtest oracle's answer for the event at `event` (seconds since 1970) before it is attested.
 
-def event_id(time: int) -> str:
-    """The id of the BTCUSD price event at `time`, seconds since 1970 (UTC)."""
-    return f"/x/BitMEX/BXBT/{timestamp(time)}.price?n={DIGITS}"
+        Secrets are 32-byte scalars; the nonces are one per digit, and serve no other event and no other scheme.
+        """
+        ...
 
+    def attest(
+        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
+    ) -> bytes:
+        """The same answer with the attested `price`, USD ≥ 0; at or above 2²⁰ the digits are those of 2²⁰ − 1.
 
-def event_time(event: str) -> int:
-    """Seconds since 1970 of an event id. Raises `ValueError` for anything that `event_id` does not write."""
-    if match := _ID.fullmatch(event):
-        year, month, day, hours, minutes, seconds = map(int, match.groups())
-        if year >= 1970 and 1 <= month <= 12:
-            time = ((_days(year, month, day) * 24 + hours) * 60 + minutes) * 60 + seconds
-            # there and back again: refuses the 31st of June and the 61st second
-            if event_id(time) == event:
-                return time
-    raise ValueError(f"event id is {event[:80]!r}, allowed is one such as {event_id(1633384800)}")
-
-
-def timestamp(time: int) -> str:
-    """Seconds since 1970 as the oracle writes them, such as 2021-10-04T22:00:00."""
-    days, seconds = divmod(time, 86_400)
-    year = 1970 + days // 366
-    while _days(year + 1, 1, 1) <= days:
-        year += 1
-    month = max(m for m in range(1, 13) if _days(year, m, 1) <= days)
-    day = days - _days(year, month, 1) + 1
-    return f"{year:04}-{month:02}-{day:02}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        Attesting two prices of one event gives the attestation secret away.
+        """
+        ...
 
 
-def _days(year: int, month: int, day: int) -> int:
-    """Days from 1970-01-01 in the Gregorian calendar."""
-    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    months = (31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-    before = year - 1
-    return before * 365 + before // 4 - before // 100 + before // 400 - 719_162 + sum(months[: month - 1]) + day - 1
+@lru_cache(maxsize=1024)
+def lift(x: bytes) -> Point:
+    """The point with this x and even y; shared, so not to be changed. Raises `ValueError` if there is none."""
+    return keys.parse(b"\x02" + x)
 
 
 def price_digits(price: int) -> str:

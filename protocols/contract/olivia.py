@@ -15,11 +15,15 @@ from btclib_secp256k1 import ffi, keys, lib, ssa, xonly
 from btclib_secp256k1.context import ctx
 
 from ..errors import WorldError
-from .announcements import Announcement, Point, event_id, event_time, price_digits, timestamp
+from . import schnorr
+from .announcements import Announcement, Point, lift, price_digits
 from .numbers import DIGITS, ORDER, PRICE_LIMIT, tagged_hash
 
 _SIGNED = b"DLC/announcement".ljust(64, b"\0")
 _HEX32 = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(
+    rf"/x/BitMEX/BXBT/(\d{{4}})-(\d{{2}})-(\d{{2}})T(\d{{2}}):(\d{{2}}):(\d{{2}})\.price\?n={DIGITS}", re.ASCII
+)
 
 
 @frozen
@@ -27,6 +31,23 @@ class Olivia:
     """The scheme as `announcements.Scheme` wants it."""
 
     name: str = "olivia-v1"
+    media_type: str = "application/json"
+
+    def event_id(self, time: int) -> str:
+        return f"/x/BitMEX/BXBT/{_timestamp(time)}.price?n={DIGITS}"
+
+    def event_time(self, event: str) -> int:
+        if match := _ID.fullmatch(event):
+            year, month, day, hours, minutes, seconds = map(int, match.groups())
+            if year >= 1970 and 1 <= month <= 12:
+                time = ((_days(year, month, day) * 24 + hours) * 60 + minutes) * 60 + seconds
+                # there and back again: refuses the 31st of June and the 61st second
+                if self.event_id(time) == event:
+                    return time
+        raise ValueError(f"event id is {event[:80]!r}, allowed is one such as {self.event_id(1633384800)}")
+
+    def path(self, event: str) -> str:
+        return event
 
     def parse_announcement(self, raw: bytes, *, announcement_key: bytes, attestation_key: bytes) -> Announcement:
         """Checks the signature, the id against the time, the digits, and every nonce."""
@@ -45,8 +66,8 @@ class Olivia:
             raise ValueError("its signature is not by the oracle's announcement key")
         said = _object(json.loads(data), "oracle_event.data")
         event_name = _text(said["id"], "id")
-        time = event_time(event_name)
-        _equal("expected-outcome-time", said["expected-outcome-time"], timestamp(time))
+        time = self.event_time(event_name)
+        _equal("expected-outcome-time", said["expected-outcome-time"], _timestamp(time))
         descriptor = _object(said["descriptor"], "descriptor")
         _equal("descriptor.type", descriptor["type"], "digit-decomposition")
         _equal("descriptor.n_digits", descriptor["n_digits"], DIGITS)
@@ -83,7 +104,7 @@ class Olivia:
             ) from None
 
     def digit_point(self, announcement: Announcement, index: int, digit: int) -> Point:
-        key, nonce = _lift(announcement.key), _lift(announcement.nonces[index])
+        key, nonce = lift(announcement.key), lift(announcement.nonces[index])
         terms = (key, nonce, nonce) if digit else (key, nonce)
         point = ffi.new("secp256k1_pubkey *")
         if not lib.secp256k1_ec_pubkey_combine(ctx, point, terms, len(terms)):
@@ -93,14 +114,46 @@ class Olivia:
     def weight(self, announcement: Announcement, index: int) -> int:
         return _weights(announcement.key, announcement.nonces)[index]
 
+    # --- what the oracle of a regtest world serves
+
+    def announce(
+        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
+    ) -> bytes:
+        return self._body(event, nonces, announcement_secret, None)
+
+    def attest(
+        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
+    ) -> bytes:
+        key = schnorr.even(attestation_secret)
+        scalars = []
+        for nonce, digit in zip(map(schnorr.even, nonces), price_digits(price), strict=True):
+            scalar = keys.prvkey_tweak_add(key, nonce)
+            scalars.append(keys.prvkey_tweak_add(scalar, nonce) if digit == "1" else scalar)
+        attestation: dict[str, object] = {
+            "outcome": str(price),
+            "schemes": {self.name: {"scalars": [scalar.hex() for scalar in scalars]}},
+            "time": _timestamp(event),
+        }
+        return self._body(event, nonces, announcement_secret, attestation)
+
+    def _body(
+        self, event: int, nonces: Sequence[bytes], announcement_secret: bytes, attestation: dict[str, object] | None
+    ) -> bytes:
+        if len(nonces) != DIGITS:
+            raise ValueError(f"an event has {DIGITS} nonces, not {len(nonces)}")
+        said = {
+            "id": self.event_id(event),
+            "expected-outcome-time": _timestamp(event),
+            "descriptor": {"type": "digit-decomposition", "is_signed": False, "n_digits": DIGITS, "unit": None},
+            "schemes": {self.name: {"nonces": [xonly.from_prvkey(nonce)[0].hex() for nonce in nonces]}},
+        }
+        data = json.dumps(said, separators=(",", ":"))
+        signature = schnorr.sign(announcement_secret, _SIGNED + data.encode())
+        announcement = {"oracle_event": {"encoding": "json", "data": data}, "signature": signature.hex()}
+        return json.dumps({"announcement": announcement, "attestation": attestation}, separators=(",", ":")).encode()
+
 
 OLIVIA = Olivia()
-
-
-@lru_cache(maxsize=1024)
-def _lift(x: bytes) -> Point:
-    """The point with even y; shared, so not to be changed."""
-    return keys.parse(b"\x02" + x)
 
 
 @lru_cache(maxsize=256)
@@ -113,59 +166,23 @@ def _weights(key: bytes, nonces: tuple[bytes, ...]) -> tuple[int, ...]:
     return weights
 
 
-# What the oracle of a regtest world serves. Its secrets are 32-byte scalars, one fresh nonce per digit and event.
+def _timestamp(time: int) -> str:
+    """Seconds since 1970 as the oracle writes them, such as 2021-10-04T22:00:00."""
+    days, seconds = divmod(time, 86_400)
+    year = 1970 + days // 366
+    while _days(year + 1, 1, 1) <= days:
+        year += 1
+    month = max(m for m in range(1, 13) if _days(year, m, 1) <= days)
+    day = days - _days(year, month, 1) + 1
+    return f"{year:04}-{month:02}-{day:02}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def announce(event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes) -> bytes:
-    """The oracle's answer for the event at `event` (seconds since 1970) before it is attested: a JSON body."""
-    return _body(event, nonces, attestation_secret, announcement_secret, None)
-
-
-def attest(
-    event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
-) -> bytes:
-    """The same answer with the attested `price`, USD ≥ 0; at or above 2²⁰ the digits are those of 2²⁰ − 1.
-
-    Attesting two prices of one event gives the attestation secret away.
-    """
-    key = _even(attestation_secret)
-    scalars = []
-    for nonce, digit in zip(map(_even, nonces), price_digits(price), strict=True):
-        scalar = keys.prvkey_tweak_add(key, nonce)
-        scalars.append(keys.prvkey_tweak_add(scalar, nonce) if digit == "1" else scalar)
-    attestation: dict[str, object] = {
-        "outcome": str(price),
-        "schemes": {OLIVIA.name: {"scalars": [scalar.hex() for scalar in scalars]}},
-        "time": timestamp(event),
-    }
-    return _body(event, nonces, attestation_secret, announcement_secret, attestation)
-
-
-def _body(
-    event: int,
-    nonces: Sequence[bytes],
-    attestation_secret: bytes,
-    announcement_secret: bytes,
-    attestation: dict[str, object] | None,
-) -> bytes:
-    if len(nonces) != DIGITS:
-        raise ValueError(f"an event has {DIGITS} nonces, not {len(nonces)}")
-    said = {
-        "id": event_id(event),
-        "expected-outcome-time": timestamp(event),
-        "descriptor": {"type": "digit-decomposition", "is_signed": False, "n_digits": DIGITS, "unit": None},
-        "schemes": {OLIVIA.name: {"nonces": [xonly.from_prvkey(nonce)[0].hex() for nonce in nonces]}},
-    }
-    data = json.dumps(said, separators=(",", ":"))
-    aux = tagged_hash("cfd/aux", announcement_secret)
-    signature = ssa.sign_custom(_SIGNED + data.encode(), announcement_secret, aux)
-    announcement = {"oracle_event": {"encoding": "json", "data": data}, "signature": signature.hex()}
-    return json.dumps({"announcement": announcement, "attestation": attestation}, separators=(",", ":")).encode()
-
-
-def _even(secret: bytes) -> bytes:
-    """The secret or its negative, whichever has a point with even y."""
-    return keys.prvkey_negate(secret) if xonly.from_prvkey(secret)[1] else secret
+def _days(year: int, month: int, day: int) -> int:
+    """Days from 1970-01-01 in the Gregorian calendar."""
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    months = (31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+    before = year - 1
+    return before * 365 + before // 4 - before // 100 + before // 400 - 719_162 + sum(months[: month - 1]) + day - 1
 
 
 # Reading JSON of unknown shape: every refusal is a ValueError that names the field.

@@ -8,38 +8,44 @@ from collections.abc import Mapping
 from btclib_secp256k1 import ffi, keys, lib
 from btclib_secp256k1.context import ctx
 
-from ..errors import WorldError
+from ..errors import LocalError, WorldError
 from .announcements import (
     Announcement,
     Attestation,
     Point,
     Scheme,
     announcements_hash,
-    event_id,
-    event_time,
     price_digits,
 )
+from .dlc import DLC, DLC_SHA256
 from .numbers import DIGITS, ORDER
-from .olivia import OLIVIA, announce, attest
+from .olivia import OLIVIA
 
 __all__ = [
+    "DLC",
+    "DLC_SHA256",
+    "OLIVIA",
     "SCHEMES",
     "Announcement",
     "Anticipation",
     "Attestation",
     "Scheme",
-    "announce",
     "announcements_hash",
-    "attest",
-    "event_id",
-    "event_time",
     "opening_scalar",
     "parse_announcement",
     "parse_attestation",
     "price_digits",
 ]
 
-SCHEMES: Mapping[str, Scheme] = {OLIVIA.name: OLIVIA}
+SCHEMES: Mapping[str, Scheme] = {each.name: each for each in (DLC, DLC_SHA256, OLIVIA)}
+event_id, event_time, announce, attest = OLIVIA.event_id, OLIVIA.event_time, OLIVIA.announce, OLIVIA.attest
+
+
+def scheme_named(name: str) -> Scheme:
+    """Raises `LocalError` for a scheme that this node does not know."""
+    if (scheme := SCHEMES.get(name)) is None:
+        raise LocalError("unknown_scheme", f"the oracle's scheme is {name[:80]!r}, known are {', '.join(SCHEMES)}")
+    return scheme
 
 
 def parse_announcement(
@@ -125,9 +131,9 @@ class Anticipation:
         point = self._digit_points.get((index, digit))
         if point is None:
             point = self._scheme.digit_point(self.announcement, index, int(digit))
-            weight = self._scheme.weight(self.announcement, index).to_bytes(32, "big")
+            weight = self._scheme.weight(self.announcement, index)
             # variable time is fine: weights and points are public
-            if not lib.secp256k1_ec_pubkey_tweak_mul(ctx, point, weight):
+            if weight != 1 and not lib.secp256k1_ec_pubkey_tweak_mul(ctx, point, weight.to_bytes(32, "big")):
                 raise WorldError("bad_announcement", f"the weight of digit {index} is zero")
             self._digit_points[index, digit] = point
         return point

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from ..errors import RemoteProtocolError
-from .oracle import event_id, event_time
+from .announcements import Scheme
 from .terms import CONTRACT_HOURS
 
 HOUR = 3600
@@ -22,19 +22,19 @@ def expiry(now: int) -> int:
     return -(-(now + CONTRACT_HOURS * HOUR) // HOUR) * HOUR
 
 
-def contract_events(now: int) -> tuple[str, ...]:
+def contract_events(now: int, scheme: Scheme) -> tuple[str, ...]:
     """The events that the maker lists for a contract made now: 24 or 25 ids."""
-    return tuple(event_id(time) for time in range(first_event(now), expiry(now) + 1, HOUR))
+    return tuple(scheme.event_id(time) for time in range(first_event(now), expiry(now) + 1, HOUR))
 
 
-def check_events(event_ids: Sequence[str], *, asked_at: int, now: int) -> tuple[int, ...]:
+def check_events(event_ids: Sequence[str], scheme: Scheme, *, asked_at: int, now: int) -> tuple[int, ...]:
     """The times of the events that a maker listed between `asked_at` and `now`, by the taker's calendar.
 
     An hour may have begun in between, and no more: the first event is still later than two minutes after the order
     was sent, the last lies within [23 h, 25 h]. Raises RemoteProtocolError naming the rule that is broken.
     """
     try:
-        times = tuple(map(event_time, event_ids))
+        times = tuple(map(scheme.event_time, event_ids))
     except ValueError as error:
         raise _bad(str(error)) from None
     if not times:
@@ -45,7 +45,7 @@ def check_events(event_ids: Sequence[str], *, asked_at: int, now: int) -> tuple[
         raise _bad(f"the first event, {event_ids[0]}, is not on a full hour")
     earliest = first_event(asked_at)
     if not earliest <= times[0] <= earliest + HOUR:
-        allowed = f"{event_id(earliest)} or one hour later"
+        allowed = f"{scheme.event_id(earliest)} or one hour later"
         raise _bad(f"the first event is {event_ids[0]}, allowed is {allowed}")
     if not asked_at + (CONTRACT_HOURS - 1) * HOUR <= times[-1] <= now + (CONTRACT_HOURS + 1) * HOUR:
         raise _bad(f"the last event, {event_ids[-1]}, is not between 23 h and 25 h from now")

@@ -1,6 +1,6 @@
 """BIP340 signatures over libsecp256k1, made so that they can be made again byte for byte."""
 
-from btclib_secp256k1 import ssa
+from btclib_secp256k1 import keys, ssa, xonly
 
 from .numbers import tagged_hash
 
@@ -23,3 +23,8 @@ def verify(key: bytes, message: bytes, signature: bytes) -> bool:
         return ssa.verify(message, key, signature)
     except ValueError:  # no point of the curve has this x
         return False
+
+
+def even(secret: bytes) -> bytes:
+    """The secret or its negative, whichever has a point with even y."""
+    return keys.prvkey_negate(secret) if xonly.from_prvkey(secret)[1] else secret
