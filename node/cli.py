@@ -150,7 +150,7 @@ def regtest(
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run a world in a box: chain, Electrum server, oracle, exchange. Writes world.toml for makers and takers to read."""
+    """Run a world in a box: chain, Electrum server, oracle, exchange. Makers and takers read its world.toml."""
     from node.config import WorldConfig, load
 
     flags = {

@@ -16,6 +16,7 @@ from node.network.conversation import Host, answering, converse
 from node.network.errors import Refuse
 from node.network.substream import Substream
 from node.offers import OfferBoard, OrderDesk, Policy
+from node.quoting import Quoting
 from node.setup import Setup
 from node.supervision import Service
 from protocols import contract_setup, offers
@@ -40,6 +41,7 @@ class Maker:
     config: MakerConfig
     board: OfferBoard
     desk: OrderDesk
+    quoting: Quoting
     listener: Service[tuple[str, int]] = field(init=False)
     _setups: Counter[bytes] = field(init=False, factory=Counter)
     """Under way, by peer."""
@@ -53,7 +55,18 @@ class Maker:
         maker: Maker
         core = build(config, api_socket, PeerRole.MAKER, lambda core: [*node_routers(core), maker_router(maker)])
         policy = Policy(config.max_quantity, config.max_exposure, config.accept == "manual")
-        maker = cls(core, config, OfferBoard(core.clock), OrderDesk(policy, core.clock))
+        board = OfferBoard(core.clock)
+        quoting = Quoting(
+            core.feed,
+            board,
+            core.clock,
+            step=config.quote_step,
+            fee_rate=core.setup.fee_rate,
+            entropy=core.setup.entropy,
+        )
+        maker = cls(core, config, board, OrderDesk(policy, core.clock), quoting)
+        if core.feed.url is not None:
+            core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         return maker
 

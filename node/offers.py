@@ -38,6 +38,11 @@ class OfferBoard:
         self._ring()
         return offer
 
+    def clear(self, symbol: str, side: Side) -> None:
+        """Withdraw what there is of this symbol and side, if anything."""
+        if self._offers.pop((symbol, side), None) is not None:
+            self._ring()
+
     def find(self, offer_id: bytes) -> Offer | None:
         return next((offer for offer in self.standing() if offer.id == offer_id), None)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from node.errors import FieldError
 from node.maker import Maker
 from node.offers import WaitingOrder, exposure
+from node.quoting import Quoted
 from node.web.node_api import HexId
 from node.web.views import offer_view
 from protocols.codec import Rejected
@@ -25,7 +26,12 @@ class OfferIn(BaseModel):
 
     symbol: Literal["BTCUSD"] = "BTCUSD"
     side: Literal["long", "short"] = Field(description="the maker's side")
-    price: str = Field(description="USD, a decimal string with at most 2 places")
+    price: str | None = Field(default=None, description="USD, a decimal string with at most 2 places")
+    spread: str | None = Field(
+        default=None,
+        description="in the place of a price, the part of it by which the offer stays away from the market's quote, "
+        "such as 0.0025; the offer then follows the market, and is renewed until it is withdrawn",
+    )
     min_quantity: int | None = Field(default=None, description="contracts; the lot unless said otherwise")
     max_quantity: int | None = Field(default=None, description="contracts; the configured most unless said otherwise")
     leverages: list[int] | None = Field(default=None, description="the taker's choices")
@@ -52,7 +58,12 @@ def maker_router(maker: Maker) -> APIRouter:
         """The address for takers, and what is at stake over all positions."""
         with core.positions.lent() as positions:
             exposed = exposure(positions.all())
-        return {"address": str(maker.address), "exposure": exposed, "max_exposure": config.max_exposure}
+        return {
+            "address": str(maker.address),
+            "exposure": exposed,
+            "max_exposure": config.max_exposure,
+            "quoted": [_quoted_view(quoted) for quoted in maker.quoting.all()],
+        }
 
     @router.get("/offers")
     async def offers() -> list[dict[str, Any]]:
@@ -60,13 +71,16 @@ def maker_router(maker: Maker) -> APIRouter:
 
     @router.post("/offers", status_code=201)
     async def set_offer(said: OfferIn) -> dict[str, Any]:
+        """The offer, or for a spread: the offer that follows the market, with the reason if it cannot stand now."""
         max_quantity = config.max_quantity // config.lot * config.lot
+        side = Side(said.side)
         try:
+            price = _price_of(said, side)
             offer = Offer(
                 id=core.setup.entropy(ID_LENGTH),
                 symbol=said.symbol,
-                side=Side(said.side),
-                price=said.price,
+                side=side,
+                price=price,
                 min_quantity=said.min_quantity if said.min_quantity is not None else config.lot,
                 max_quantity=said.max_quantity if said.max_quantity is not None else max_quantity,
                 lot=config.lot,
@@ -85,12 +99,23 @@ def maker_router(maker: Maker) -> APIRouter:
             raise FieldError(error.field, str(error)) from error
         if offer.max_quantity > config.max_quantity:
             raise FieldError("max_quantity", f"max_quantity is {offer.max_quantity}, allowed is {config.max_quantity}")
+        if said.spread is not None:
+            return _quoted_view(maker.quoting.follow(offer, said.spread))
+        maker.quoting.forget(offer.symbol, offer.side)
         maker.board.put(offer)
         return offer_view(offer)
 
     @router.delete("/offers/{offer_id}")
     async def withdraw(offer_id: HexId) -> dict[str, Any]:
-        return offer_view(maker.board.withdraw(bytes.fromhex(offer_id)))
+        """An offer that follows the market does not come back."""
+        offer = maker.board.withdraw(bytes.fromhex(offer_id))
+        maker.quoting.forget(offer.symbol, offer.side)
+        return offer_view(offer)
+
+    @router.delete("/quoted/{symbol}/{side}")
+    async def stop_quoting(symbol: str, side: Side) -> dict[str, Any]:
+        """No offer of this symbol and maker's side follows the market any more; the one that stands is withdrawn."""
+        return _quoted_view(maker.quoting.drop(symbol, side))
 
     @router.get("/orders")
     async def waiting_orders() -> list[dict[str, Any]]:
@@ -108,7 +133,24 @@ def maker_router(maker: Maker) -> APIRouter:
             raise FieldError("sentence", "sentence must be one line of printable characters")
         return _order_view(maker.desk.answer(bytes.fromhex(order_id), Rejected("declined_by_hand", sentence)))
 
+    def _price_of(said: OfferIn, side: Side) -> str:
+        if said.price is not None and said.spread is None:
+            return said.price
+        if said.spread is not None and said.price is None:
+            return maker.quoting.price(side, said.spread)
+        raise FieldError("price", "price: an offer has either a price or a spread")
+
     return router
+
+
+def _quoted_view(quoted: Quoted) -> dict[str, Any]:
+    return {
+        "symbol": quoted.pattern.symbol,
+        "maker_side": quoted.pattern.side.value,
+        "spread": quoted.spread,
+        "offer": offer_view(quoted.offer) if quoted.offer is not None else None,
+        "reason": quoted.reason,
+    }
 
 
 def _order_view(waiting: WaitingOrder) -> dict[str, Any]:

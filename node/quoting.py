@@ -1,0 +1,172 @@
+"""Offers that follow the market: a spread in the place of a price.
+
+Such an offer is priced from the feed's quote, and priced anew, under a new id, when the quote moved away from it or it
+grew old. While there is no fresh quote it is withdrawn; it comes back by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from fractions import Fraction
+from typing import NoReturn
+
+import trio
+from attrs import define, evolve
+
+from node.clock import Clock
+from node.errors import Conflict, NotFound
+from node.offers import OfferBoard
+from node.prices import Feed, Quote
+from protocols.contract.numbers import PRICE_PLACES, BadNumber, format_decimal, parse_part, parse_price
+from protocols.contract.terms import Side
+from protocols.offers import ID_LENGTH, Offer
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the quote, and so between two prices of one offer at least."""
+RENEW_AFTER = 60.0
+"""Seconds after which an offer gets a new time, at whatever price."""
+FEE_RATE_EVERY = 60.0
+NOT_RUNNING = "quoting is not running"
+
+
+def quoted_price(quote: Quote, side: Side, spread: str) -> Fraction:
+    """The maker's price for its side: a spread away from the quote, rounded to whole cents in the maker's favour.
+
+    Raises `BadNumber` for a bad spread. The price may be none that an offer can have, such as 0.
+    """
+    part = parse_part(spread, "spread", high="0.5")
+    cent = 10**PRICE_PLACES
+    if side is Side.LONG:
+        cents = math.floor(parse_price(quote.bid) * (1 - part) * cent)
+    else:
+        cents = math.ceil(parse_price(quote.ask) * (1 + part) * cent)
+    return Fraction(cents, cent)
+
+
+@define(eq=False)
+class Quoted:
+    """One offer that follows the market."""
+
+    pattern: Offer
+    """The offer but for its id, price, fee rate and time."""
+    spread: str
+    """Part of the price: the distance from the quote's bid or ask."""
+    offer: Offer | None = None
+    """The one that stands."""
+    reason: str | None = None
+    """Why none stands."""
+
+
+class Quoting:
+    """The offers that follow the market, at most one of a symbol and side. A service keeps them on the board."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        board: OfferBoard,
+        clock: Clock,
+        *,
+        step: str,
+        fee_rate: Callable[[], Awaitable[int]],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        """`step` is the part of its price by which a price may lag; `fee_rate` says what new positions pay, sat/vB."""
+        self._feed = feed
+        self._board = board
+        self._clock = clock
+        self._step = parse_part(step, "step", high="0.1")
+        self._ask_fee_rate = fee_rate
+        self._entropy = entropy
+        self._fee_rate = 0
+        self._quoted: dict[tuple[str, Side], Quoted] = {}
+        self._running = False
+
+    def all(self) -> tuple[Quoted, ...]:
+        return tuple(self._quoted.values())
+
+    def price(self, side: Side, spread: str) -> str:
+        """By the last good quote, even if it is stale: what an offer can be checked with before it is followed.
+
+        Raises `BadNumber` for a bad spread, `Conflict` if there never was a quote.
+        """
+        if self._feed.quote is None:
+            raise Conflict("no_quote", f"an offer with a spread needs a quote: {self._feed.problem()}")
+        return format_decimal(quoted_price(self._feed.quote, side, spread), PRICE_PLACES)
+
+    def follow(self, offer: Offer, spread: str) -> Quoted:
+        """From now on an offer like this one follows the market, in the place of what stood for its symbol and side."""
+        self._fee_rate = offer.fee_rate
+        quoted = self._quoted[offer.symbol, offer.side] = Quoted(offer, spread)
+        self._board.clear(offer.symbol, offer.side)
+        self._look(quoted)
+        return quoted
+
+    def forget(self, symbol: str, side: Side) -> None:
+        """Nothing of this symbol and side follows the market any more, and what did is withdrawn."""
+        if (quoted := self._quoted.pop((symbol, side), None)) is not None:
+            self._withdraw(quoted, "no longer quoted")
+
+    def drop(self, symbol: str, side: Side) -> Quoted:
+        """The same, at the user's word: NotFound if there is nothing to forget."""
+        quoted = self._quoted.get((symbol, side))
+        if quoted is None:
+            raise NotFound("not_quoted", f"no offer of {symbol}, maker {side.value}, follows the market")
+        self.forget(symbol, side)
+        return quoted
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep the offers in step with the market. When this ends, they are withdrawn: nobody would."""
+        self._running = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_fee_rate)
+                task_status.started()
+                while True:
+                    for quoted in self.all():
+                        self._look(quoted)
+                    await trio.sleep(LOOK_EVERY)
+        finally:
+            self._running = False
+            for quoted in self.all():
+                self._withdraw(quoted, NOT_RUNNING)
+        raise AssertionError("the loop above has no end")
+
+    async def _keep_fee_rate(self) -> None:
+        while True:
+            self._fee_rate = await self._ask_fee_rate()
+            await trio.sleep(FEE_RATE_EVERY)
+
+    def _look(self, quoted: Quoted) -> None:
+        """Put, renew or withdraw one offer, as the quote demands."""
+        quote, problem = self._feed.quote, self._feed.problem()
+        if quote is None or problem is not None or not self._running:
+            self._withdraw(quoted, problem or NOT_RUNNING)
+            return
+        now, stands = self._clock.now(), quoted.offer
+        price = quoted_price(quote, quoted.pattern.side, quoted.spread)
+        if stands is not None and self._board.find(stands.id) and not self._due(stands, price, now):
+            return
+        try:
+            offer = evolve(
+                quoted.pattern,
+                id=self._entropy(ID_LENGTH),
+                price=format_decimal(price, PRICE_PLACES),
+                fee_rate=self._fee_rate,
+                created=int(now),
+            )
+        except BadNumber as error:
+            self._withdraw(quoted, str(error))
+            return
+        self._board.put(offer)
+        quoted.offer, quoted.reason = offer, None
+
+    def _due(self, offer: Offer, price: Fraction, now: float) -> bool:
+        stands = parse_price(offer.price)
+        return now - offer.created >= RENEW_AFTER or abs(price - stands) > self._step * stands
+
+    def _withdraw(self, quoted: Quoted, reason: str) -> None:
+        quoted.reason = reason
+        if quoted.offer is not None:
+            self._board.clear(quoted.offer.symbol, quoted.offer.side)
+            quoted.offer = None
