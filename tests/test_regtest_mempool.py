@@ -322,7 +322,7 @@ class TestPackages:
         low, insufficient = self.results(world, rival, poor)
         assert low == "min relay fee not met, 1 < 109"
         assert insufficient is not None
-        assert insufficient.startswith("insufficient fee")
+        assert insufficient.startswith("package RBF failed")
         rich = anchored(pay([out(rival, 1), world.coin(3)], COIN - 9000, version=3))
         assert self.results(world, rival, rich) == [None, None]
         assert world.pool() == {rival.GetTxid(), rich.GetTxid()}
@@ -457,3 +457,19 @@ def test_whatever_it_takes_the_kernel_takes(world: World, seed: int) -> None:
         world.index.spenders,
         world.index.transactions,
     )
+
+
+def test_a_block_with_a_floor_takes_a_parent_with_the_child_that_pays_for_it(world: World) -> None:
+    parent, alone = pay(world.coin(1), COIN - 300), pay(world.coin(2), COIN - 300)
+    modest, rich = pay(out(parent), COIN - 1_300), pay(out(alone), COIN - 9_300)
+    for transaction in (parent, alone, modest, rich):
+        world.send(transaction)
+    size = sum(world.mempool.entries[transaction.GetTxid()].vsize for transaction in (parent, modest))
+
+    def template(floor: int) -> list[bytes]:
+        return [transaction.GetTxid() for transaction in world.mempool.block_template(floor)]
+
+    assert template(0) == [each.GetTxid() for each in (parent, alone, modest, rich)]
+    assert template(1_300 // size) == template(0)
+    assert template(1_300 // size + 1) == [alone.GetTxid(), rich.GetTxid()]
+    assert template(100) == []

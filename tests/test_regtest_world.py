@@ -121,6 +121,29 @@ class TestWorld:
             assert (await http.post("/schedule", json={"on": False})).json() == {"scheduled": False}
             assert (await http.get("/state")).json()["scheduled"] is False
 
+    async def test_blocks_take_only_what_pays_their_floor(self, tmp_path: Path) -> None:
+        async with (
+            running(WorldConfig(data=tmp_path)) as world,
+            httpx2.AsyncClient(base_url=world.control) as http,
+        ):
+            fund = {"address": to_address(SOMEONE, "regtest"), "amount_sat": 10_000}
+            poor = (await http.post("/fund", json=fund)).json()["txid"]
+            assert (await http.post("/fees", json={"sat_per_vb": 30, "floor": 20})).json() == {
+                "sat_per_vb": 30,
+                "floor": 20,
+            }
+            await http.post("/mine", json={})
+            assert (await http.get("/state")).json()["mempool"] == [poor]
+            rich = (await http.post("/fund", json=fund)).json()["txid"]
+            await http.post("/mine", json={})
+            state = (await http.get("/state")).json()
+            assert (state["mempool"], state["fees"]) == ([poor], {"sat_per_vb": 30, "floor": 20})
+            assert (await http.get(f"/tx/{rich}")).json()["confirmations"] == 1
+            assert (await http.post("/fees", json={"sat_per_vb": 2})).json() == {"sat_per_vb": 2, "floor": 20}
+            await http.post("/fees", json={"sat_per_vb": 2, "floor": 0})
+            await http.post("/mine", json={})
+            assert (await http.get("/state")).json()["mempool"] == []
+
     async def test_bad_requests_are_problems_that_name_the_field(self, tmp_path: Path) -> None:
         good = to_address(SOMEONE, "regtest")
         requests: list[tuple[str, dict[str, object] | None, int, str]] = [

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from node.clock import Clock
 from node.errors import NotFound
 from node.regtest.consensus import Chain
-from node.regtest.electrum_methods import shown
+from node.regtest.electrum_methods import Methods, shown
 from node.regtest.exchange import Exchange, Mode
 from node.regtest.index import Index, OutPoint
-from node.regtest.mempool import Mempool
+from node.regtest.mempool import MAX_FEE_RATE, Mempool
 from node.regtest.prices import Market
-from node.regtest.treasury import Treasury
+from node.regtest.treasury import FEE_RATE, Treasury
 from node.wallet.address import to_address, to_script
 from node.web.problems import add_problem_handlers
 from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price
@@ -42,18 +42,27 @@ class World:
     market: Market
     clock: Clock
     exchange: Exchange
+    methods: Methods
     scheduled: bool = True
     """Whether blocks come by themselves."""
+    floor: int = 0
+    """Satoshis per virtual byte below which no block takes a transaction, with the children that pay for it."""
 
     def mine(self, script: bytes | None = None) -> bytes:
         """A block with what waits in the mempool, at the wall clock's time; returns its hash."""
-        return self.chain.mine(self.mempool.block_template(), script=script or self.treasury.script)
+        return self.chain.mine(self.mempool.block_template(self.floor), script=script or self.treasury.script)
 
     async def mine_many(self, count: int, script: bytes | None = None) -> None:
         """As many blocks; other tasks run in between."""
         for _ in range(count):
             self.mine(script)
             await trio.lowlevel.checkpoint()
+
+    def set_fees(self, estimate: int, floor: int) -> None:
+        """What the Electrum server estimates, and what blocks ask for, in sat/vB. The world's own payments follow."""
+        self.methods.fee_rate = estimate
+        self.floor = floor
+        self.treasury.fee_rate = max(FEE_RATE, floor)
 
     def reorganise(self, depth: int) -> None:
         """Replace the last blocks by one more, without transactions: theirs return to the mempool."""
@@ -87,6 +96,13 @@ class Schedule(_Body):
     on: bool
 
 
+class Fees(_Body):
+    sat_per_vb: Annotated[int, Field(gt=0, le=MAX_FEE_RATE)]
+    """What the Electrum server estimates from now on, whatever the target."""
+    floor: Annotated[int, Field(ge=0, le=MAX_FEE_RATE)] | None = None
+    """What a transaction must pay to get into a block; as before if it is not given."""
+
+
 class Price(_Body):
     price: str | None
     """USD, at most two decimals; null gives the path back."""
@@ -114,6 +130,7 @@ def control_app(world: World) -> FastAPI:
             "price_overridden": world.market.override is not None,
             "exchange": world.exchange.mode,
             "scheduled": world.scheduled,
+            "fees": fee_rates(),
             "treasury": {
                 "address": to_address(world.treasury.script, "regtest"),
                 "spendable_sat": sum(coin.output.value for coin in world.treasury.coins.values()),
@@ -139,6 +156,11 @@ def control_app(world: World) -> FastAPI:
     async def schedule(body: Schedule) -> dict[str, object]:
         world.scheduled = body.on
         return {"scheduled": world.scheduled}
+
+    @app.post("/fees")
+    async def fees(body: Fees) -> dict[str, int]:
+        world.set_fees(body.sat_per_vb, world.floor if body.floor is None else body.floor)
+        return fee_rates()
 
     @app.post("/price")
     async def price(body: Price) -> dict[str, object]:
@@ -173,6 +195,9 @@ def control_app(world: World) -> FastAPI:
     async def spender(txid: str, vout: int) -> dict[str, object]:
         found = world.mempool.spender(OutPoint(_hash(txid), vout))
         return {"txid": None if found is None else shown(found)}
+
+    def fee_rates() -> dict[str, int]:
+        return {"sat_per_vb": world.methods.fee_rate, "floor": world.floor}
 
     def tip() -> dict[str, object]:
         return {"height": world.chain.height, "hash": shown(world.chain.tip)}

@@ -94,10 +94,19 @@ class Mempool:
                     found[OutPoint(entry.txid, vout)] = Coin(output, 0, coinbase=False)
         return {outpoint: coin for outpoint, coin in found.items() if outpoint not in self._spenders}
 
-    def block_template(self) -> list[CTransaction]:
-        """The transactions of the next block: all, or the oldest ones that fit."""
+    def block_template(self, floor: int = 0) -> list[CTransaction]:
+        """The transactions of the next block: of those that pay `floor` sat/vB the oldest ones that fit. Whoever is
+        spent from counts with what spends it."""
+        paying: set[bytes] = set()
+        for entry in self.entries.values():
+            family = _closure([entry.txid], lambda txid: self.entries[txid].parents) - paying
+            members = [self.entries[txid] for txid in family]
+            if sum(member.fee for member in members) >= floor * sum(member.vsize for member in members):
+                paying |= family
         chosen, left = [], BLOCK_WEIGHT
         for entry in self.entries.values():
+            if entry.txid not in paying:
+                continue
             left -= policy.weight(entry.transaction)
             if left < 0:
                 break
@@ -146,7 +155,7 @@ class Mempool:
                 self._accept(together)
                 results = dict.fromkeys(results)
             except Rejected as error:
-                results[package[-1].GetTxid()] = error
+                results[error.txid or package[-1].GetTxid()] = error
         self._tell()
         return results
 
@@ -161,22 +170,28 @@ class Mempool:
         new: dict[bytes, Entry] = {}
         direct: set[bytes] = set()
         for transaction in group:
-            entry = self._examine(transaction, new, returning=returning)
-            new[entry.txid] = entry
-            direct |= {txid for spent in outpoints(transaction) if (txid := self._spenders.get(spent))}
-            if not returning:
-                direct |= self._check_topology(entry, new, direct)
+            try:
+                entry = self._examine(transaction, new, returning=returning)
+                new[entry.txid] = entry
+                direct |= {txid for spent in outpoints(transaction) if (txid := self._spenders.get(spent))}
+                if not returning:
+                    self._check_entry(entry, alone=len(group) == 1)
+                    direct |= self._check_topology(entry, new, direct)
+            except Rejected as error:
+                error.txid = transaction.GetTxid()
+                raise
         if returning and direct:
             raise Rejected("txn-mempool-conflict")
         evicted = self._with_descendants(direct)
         if not returning:
             self._check_fees(new, direct, evicted)
-            self._check_dust(new)
+            self._check_dust_is_spent(new)
         for entry in new.values():
             try:
                 check_scripts(entry.raw, entry.spent)
             except ScriptRefused as error:
-                raise Rejected("mempool-script-verify-flag-failed", f"input {error.index}") from error
+                reason = "mempool-script-verify-flag-failed"
+                raise Rejected(reason, f"input {error.index}", txid=entry.txid) from error
         fee, vsize = _sums(new)
         if not returning and fee > MAX_FEE_RATE * vsize:
             raise Rejected("max-fee-exceeded", f"{fee} > {MAX_FEE_RATE * vsize}")
@@ -240,6 +255,15 @@ class Mempool:
                 if before + seconds > median_time:
                     raise Rejected("non-BIP68-final")
 
+    def _check_entry(self, entry: Entry, *, alone: bool) -> None:
+        """Dust, of which one output is allowed where the fee is zero and every child spends it (ephemeral dust), and
+        the fee, which a package may pay for its parent only where topology keeps the two together."""
+        dust = policy.dust(entry.transaction)
+        if dust and (len(dust) > 1 or entry.fee):
+            raise Rejected("dust", "tx with dust output must be 0-fee" if len(dust) == 1 else "")
+        if (alone or not entry.truc) and entry.fee < self.min_relay * entry.vsize:
+            raise Rejected("min relay fee not met", f"{entry.fee} < {self.min_relay * entry.vsize}")
+
     def _check_topology(self, entry: Entry, new: Mapping[bytes, Entry], conflicts: set[bytes]) -> set[bytes]:
         """Chain limits and version 3; returns the sibling that a version-3 child would replace, if any."""
         everyone = {**self.entries, **new}
@@ -278,13 +302,9 @@ class Mempool:
         return siblings  # to be replaced, if this one pays enough
 
     def _check_fees(self, new: dict[bytes, Entry], direct: set[bytes], evicted: set[bytes]) -> None:
-        """The relay fee, and BIP125's rules for what would be replaced."""
+        """The relay fee of all together, and BIP125's rules for what would be replaced."""
         fee, vsize = _sums(new)
         last = next(reversed(new))
-        for entry in new.values():
-            # a package may pay for its parent only where topology keeps the two together
-            if not entry.truc and entry.fee < self.min_relay * entry.vsize:
-                raise Rejected("min relay fee not met", f"{entry.fee} < {self.min_relay * entry.vsize}")
         if fee < self.min_relay * vsize:
             raise Rejected("min relay fee not met", f"{fee} < {self.min_relay * vsize}")
         if not direct:
@@ -292,6 +312,7 @@ class Mempool:
         about = f"rejecting replacement {last[::-1].hex()}"
         if len(new) > 2 or (len(new) == 2 and any(entry.parents - new.keys() for entry in new.values())):
             raise Rejected("package RBF failed", "package must be 1-parent-1-child")
+        insufficient = "insufficient fee" if len(new) == 1 else "package RBF failed"
         if len(evicted) > MAX_REPLACED:
             raise Rejected("too many potential replacements", f"{about}; {len(evicted)} > {MAX_REPLACED}")
         known = frozenset().union(*(self.entries[txid].parents for txid in direct))
@@ -302,25 +323,22 @@ class Mempool:
             old = self.entries[txid]
             if Fraction(fee, vsize) <= Fraction(old.fee, old.vsize):
                 raise Rejected(
-                    "insufficient fee",
+                    insufficient,
                     f"{about}; new feerate {fee}/{vsize} <= old feerate {old.fee}/{old.vsize} sat/vB",
                 )
         replaced = sum(self.entries[txid].fee for txid in evicted)
         if fee < replaced:
-            raise Rejected("insufficient fee", f"{about}, less fees than conflicting txs; {fee} < {replaced}")
+            raise Rejected(insufficient, f"{about}, less fees than conflicting txs; {fee} < {replaced}")
         if fee - replaced < INCREMENTAL_RELAY * vsize:
             raise Rejected(
-                "insufficient fee",
+                insufficient,
                 f"{about}, not enough additional fees to relay; {fee - replaced} < {INCREMENTAL_RELAY * vsize}",
             )
 
-    def _check_dust(self, new: Mapping[bytes, Entry]) -> None:
-        """One dust output is allowed where the fee is zero and every child spends it (ephemeral dust)."""
+    def _check_dust_is_spent(self, new: Mapping[bytes, Entry]) -> None:
+        """Every child spends its parent's dust."""
         everyone = {**self.entries, **new}
         for entry in new.values():
-            dust = policy.dust(entry.transaction)
-            if dust and (len(dust) > 1 or entry.fee):
-                raise Rejected("dust", "tx with dust output must be 0-fee" if len(dust) == 1 else "")
             spent = set(outpoints(entry.transaction))
             for parent in entry.parents:
                 if any(OutPoint(parent, n) not in spent for n in policy.dust(everyone[parent].transaction)):

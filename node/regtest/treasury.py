@@ -23,7 +23,7 @@ from protocols.contract.sighash import signature_hash
 from protocols.errors import LocalError
 
 FEE_RATE = 3
-"""Satoshis per virtual byte of its own payments."""
+"""Satoshis per virtual byte of its own payments, unless blocks ask for more."""
 _INPUT = 58
 """Virtual bytes of a taproot input, rounded up."""
 
@@ -34,6 +34,7 @@ class Treasury:
     def __init__(self, chain: Chain, mempool: Mempool) -> None:
         self._chain = chain
         self._mempool = mempool
+        self.fee_rate = FEE_RATE
         self._secret = tagged_hash("cfd/regtest-treasury", b"")
         self.script = p2tr(xonly.from_prvkey(self._secret)[0])
 
@@ -57,12 +58,12 @@ class Treasury:
             raise LocalError("dust", f"amount_sat is {amount}, allowed is {policy.dust_limit(script)} or more")
         chosen: dict[OutPoint, Coin] = {}
         # version, counts, lock time, marker and both outputs
-        fee = FEE_RATE * (11 + 9 + len(script) + 43)
+        fee = self.fee_rate * (11 + 9 + len(script) + 43)
         total = 0
         for outpoint, coin in self.coins.items():
             chosen[outpoint] = coin
             total += coin.output.value
-            fee += FEE_RATE * _INPUT
+            fee += self.fee_rate * _INPUT
             if total >= amount + fee:
                 break
         else:

@@ -31,6 +31,7 @@ from node.regtest.prices import Market, PricePath, RandomWalk, RecordedPath
 from node.regtest.treasury import Treasury
 from node.web.problems import CrashGuard
 from node.web.server import serve
+from protocols.contract.oracle import DLC, OLIVIA
 from protocols.errors import LocalError, WorldError
 
 FIRST_BLOCKS = COINBASE_MATURITY + 40
@@ -56,8 +57,7 @@ class RunningWorld:
     """WebSocket URL"""
     control: str
     """URL"""
-    announcement_key: bytes
-    attestation_key: bytes
+    oracle_keys: OracleKeys
     clock: Clock
     world: World = field(repr=False)
 
@@ -93,26 +93,25 @@ async def run_world(
         index = Index(chain)
         mempool = Mempool(chain, index)
         exchange = Exchange(market.now, wall)
-        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock, exchange)
+        methods = Methods(chain, index, mempool)
+        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock, exchange, methods)
         await world.mine_many(max(0, FIRST_BLOCKS - chain.height))
         keys = OracleKeys.load(config.data / "oracle.secret", entropy)
         attested = AttestedPrices(config.data / "oracle.attested")
         oracle = Oracle(keys, attested, clock, since=int(anchor), market=market.at)
-        announcement_key, attestation_key = keys.public()
         running = RunningWorld(
             config=world_file,
             electrum=f"127.0.0.1:{_port(at_electrum)}",
             oracle=f"http://127.0.0.1:{_port(at_oracle)}",
             exchange=f"ws://127.0.0.1:{_port(at_exchange)}{EXCHANGE_PATH}",
             control=f"http://127.0.0.1:{_port(at_control)}",
-            announcement_key=announcement_key,
-            attestation_key=attestation_key,
+            oracle_keys=keys,
             clock=clock,
             world=world,
         )
 
         async with trio.open_nursery() as nursery:
-            electrum = ElectrumServer(Methods(chain, index, mempool), mempool)
+            electrum = ElectrumServer(methods, mempool)
             nursery.start_soon(electrum.serve, [trio.SocketListener(trio.socket.from_stdlib_socket(at_electrum))])
             nursery.start_soon(exchange.serve, [trio.SocketListener(trio.socket.from_stdlib_socket(at_exchange))])
             await nursery.start(serve, CrashGuard(oracle_app(oracle)), [at_oracle])
@@ -168,6 +167,8 @@ class _Before:
 
 def _write(world_file: Path, running: RunningWorld) -> None:
     """A whole file or none, so that who waits for it never reads half of it."""
+    announcement_key, attestation_key = _hex(running.oracle_keys.public(DLC))
+    olivia = _hex(running.oracle_keys.public(OLIVIA))
     text = f"""\
 # written by cfdnode regtest: cfdnode maker --config and cfdnode taker --config read it
 network = "regtest"
@@ -180,9 +181,11 @@ anchor = {running.clock.anchor!r}
 
 [oracle]
 url = "{running.oracle}"
-announcement_key = "{running.announcement_key.hex()}"
-attestation_key = "{running.attestation_key.hex()}"
-scheme = "olivia-v1"
+announcement_key = "{announcement_key}"
+attestation_key = "{attestation_key}"
+scheme = "{DLC.name}"
+# the same oracle speaks {OLIVIA.name}, with announcement_key {olivia[0]}
+# and attestation_key {olivia[1]}
 
 [prices]
 url = "{running.exchange}"
@@ -193,6 +196,10 @@ control = "{running.control}"
     new = world_file.with_suffix(".new")
     new.write_text(text, encoding="utf-8")
     new.replace(world_file)
+
+
+def _hex(keys: tuple[bytes, bytes]) -> tuple[str, str]:
+    return keys[0].hex(), keys[1].hex()
 
 
 def _listen(port: int, before: int) -> socket.socket:
