@@ -66,7 +66,7 @@ class PlaceOrder(Message):
     offer_id: bytes = field(validator=exactly(ID_LENGTH))
     quantity: int
     leverage: int
-    price: str
+    price: str = field(validator=max_len(16))
     """The price that the taker saw; a different one is refused."""
 
 
@@ -332,7 +332,7 @@ async def maker(begin: Callable[[bytes], Attempt]) -> ContractPlan:
     if offer is None:
         raise Declined("unknown_offer", "no such offer stands; it may have been changed or withdrawn")
     if placed.price != offer.price:
-        raise Declined("wrong_price", f"price is {placed.price}, the offer's is {offer.price}")
+        raise Declined("wrong_price", f"price is {placed.price!r}, the offer's is {offer.price}")
     try:
         terms = offer.check_order(placed.quantity, placed.leverage)
     except BadNumber as error:

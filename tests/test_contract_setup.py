@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import msgpack
 import pytest
+import trio
+import trio.testing
 from attrs import evolve, frozen
 from btclib_secp256k1 import keys as curve
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
+from node.network.conversation import Host, answering, inline, speak
+from node.network.endpoint import Handler
 from protocols import contract_setup
 from protocols.codec import Codec, Message, Rejected, wire_name
 from protocols.contract import adaptor
@@ -32,6 +38,7 @@ from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import (
     DECISION_WITHIN,
     MESSAGE_WITHIN,
+    PROTOCOL,
     Accepted,
     AttemptBegun,
     CheckCoins,
@@ -59,10 +66,12 @@ from protocols.errors import (
     LocalError,
     PeerGone,
     Refused,
+    RemoteError,
     RemoteProtocolError,
     WorldError,
 )
 from protocols.testing import End, Pair
+from tests.endpoints import Joined, joined
 from tests.setups import (
     ANNOUNCEMENT_SECRET,
     ATTESTATION_SECRET,
@@ -665,6 +674,8 @@ ORDER_LIES: list[tuple[str, Change, str]] = [
     ("price is another", put(price="53999"), "wrong_price"),
     ("price is written otherwise", put(price="54000.0"), "wrong_price"),
     ("price is a number", put(price=54_000), "malformed"),
+    ("price would move a terminal's cursor", put(price="\x1b[2J"), "wrong_price"),
+    ("price fills a log", put(price="5" * 1000), "malformed"),
     ("a field more", lambda plain: plain.__setitem__("side", "long"), "malformed"),
     ("it is no order", put(type="maker_lock"), "malformed"),
 ]
@@ -722,6 +733,7 @@ def test_a_lie_is_refused_with_a_named_code_on_both_sides(kind: type[Message], c
     liar, victim = (taker, maker) if kind in (PlaceOrder, TakerContract, TakerLock) else (maker, taker)
     assert isinstance(victim.error, RemoteProtocolError | Declined)
     assert victim.error.code == code
+    assert victim.error.sentence.isprintable()  # it is logged and shown
     if kind is not MakerLock:  # the maker is done by then
         assert isinstance(liar.error, Refused)
         assert (liar.error.code, liar.error.sentence) == (code, victim.error.sentence)
@@ -808,3 +820,125 @@ def test_no_secret_shows_in_a_fact_or_an_attempt(role: Role) -> None:
     for hidden in (attempt.salt, attempt.keys.fund, attempt.keys.publish, attempt.keys.revoke):
         assert repr(hidden) not in shown
         assert hidden.hex() not in shown
+
+
+values: st.SearchStrategy[object] = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.text(max_size=5)
+    | st.binary(max_size=70)
+    | st.just([])
+    | st.just({})
+)
+
+
+def bend(plain: Plain, draw: Callable[[Any], Any]) -> None:
+    """One value of a message, at any depth, is replaced, bent, repeated or left out."""
+    at: Any = plain
+    while True:
+        key = draw(st.sampled_from(sorted(at.keys() - {"type"}) if isinstance(at, dict) else range(len(at))))
+        value = at[key]
+        if not (isinstance(value, dict | list) and value and draw(st.booleans())):
+            break
+        at = value
+    if isinstance(value, bytes) and value and draw(st.booleans()):
+        at[key] = _flipped(value, draw(st.integers(0, len(value) - 1)))
+    elif isinstance(value, list) and value and draw(st.booleans()):
+        at[key] = draw(st.sampled_from([value[1:], value[:-1], value + value[:1], value[::-1]]))
+    elif isinstance(value, int) and draw(st.booleans()):
+        at[key] = value + draw(st.sampled_from([-100, -1, 1, 100]))
+    else:
+        at[key] = draw(values)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from([PlaceOrder, Accepted, TakerContract, MakerContract, TakerLock, MakerLock]), st.data())
+def test_whatever_is_changed_on_its_way_no_contract_comes_of_it(kind: type[Message], data: st.DataObject) -> None:
+    """Whoever takes the bent message may not notice, but then its peer does, and nobody has given too much."""
+
+    def change(plain: Plain) -> None:
+        before = msgpack.packb(plain)
+        bend(plain, data.draw)
+        assume(msgpack.packb(plain) != before)
+
+    def chain(ask: CheckCoins) -> None:
+        if not set(ask.inputs) <= {MAKER.coin(), TAKER.coin()}:
+            raise RemoteProtocolError("bad_input", "there is no such coin")
+
+    pair = setup_pair(maker_answers={CheckCoins: chain}, taker_answers={CheckCoins: chain})
+    pair.codec = Lying(pair.codec, wire_name(kind), change)
+    taker, maker = pair.run()
+    assert isinstance(taker.error, RemoteError)
+    assert isinstance(maker.error, RemoteError) or kind is MakerLock
+    assert not any(isinstance(fact, LockComplete) for fact in taker.facts)
+    assert_money_is_safe(taker, maker)
+
+
+# --- on a network -----------------------------------------------------------------------------------------------------
+
+
+def host(role: Role, facts: list[Fact], **more: Any) -> Host:
+    async def persist(fact: Fact) -> None:
+        await trio.sleep(0.01)
+        facts.append(fact)
+
+    def asynchronous(answer: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
+        async def later(ask: Any) -> Any:
+            await trio.sleep(0.1)
+            return answer(ask)
+
+        return later
+
+    answers = {ask: asynchronous(answer) for ask, answer in {**TRADERS[role].answers(), **more}.items()}
+    return Host(answers=answers, persist=persist, compute=inline)
+
+
+def makes(facts: list[Fact]) -> Handler:
+    return answering(PROTOCOL, lambda _: (contract_setup.maker(MAKER.attempt), host(Role.MAKER, facts)))
+
+
+async def test_it_runs_between_two_endpoints(autojump_clock: trio.testing.MockClock) -> None:
+    facts: dict[Role, list[Fact]] = {role: [] for role in Role}
+    handler = makes(facts[Role.MAKER])
+    async with joined({PROTOCOL.path: handler}) as pair:
+        dialogue = contract_setup.taker(ORDER, TAKER.attempt(ORDER.order_id))
+        plan = await speak(pair.at_taker, PROTOCOL, dialogue, host(Role.TAKER, facts[Role.TAKER]))
+        await trio.sleep(1)
+        assert pair.maker.crashes == 0
+    assert plan == PLAN
+    for role in Role:
+        known = Known.of(role, facts[role])
+        assert known.plan == PLAN
+        assert known.raw_lock() is not None
+
+
+async def test_a_connection_that_breaks_at_any_time_leaves_what_is_needed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The pair above cuts between steps; here it is cut while they wait."""
+    ends = set()
+    for tenths in range(1, 24):
+        facts: dict[Role, list[Fact]] = {role: [] for role in Role}
+        handler = makes(facts[Role.MAKER])
+        async with joined({PROTOCOL.path: handler}) as pair, trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def cut(pair: Joined = pair, after: float = tenths / 10 + 0.005) -> None:
+                await trio.sleep(after)
+                await pair.at_maker.aclose()
+
+            dialogue = contract_setup.taker(ORDER, TAKER.attempt(ORDER.order_id))
+            try:
+                await speak(pair.at_taker, PROTOCOL, dialogue, host(Role.TAKER, facts[Role.TAKER]))
+            except PeerGone as gone:
+                ends.add(gone.code)
+            else:
+                ends.add("complete")
+            await trio.sleep(1)
+            assert pair.maker.crashes == pair.taker.crashes == 0
+        taker, maker = (Known.of(role, facts[role]) for role in (Role.TAKER, Role.MAKER))
+        assert_can_claim(taker)
+        assert_can_claim(maker)
+        assert maker.complete is None or taker.complete is not None
+    assert ends == {"peer_gone", "complete"}
