@@ -85,11 +85,12 @@ def maker(
         "leverages": leverages,
         "max_quantity": max_quantity,
         "max_exposure": max_exposure,
-        "fee_rate.default": fee_rate,
+        "fee_rate": fee_rate if fee_rate is None else {"default": fee_rate},
         "log.level": log_level,
         "log.format": log_format,
     }
     settings = load(MakerConfig, paths=config or (), flags=flags)
+    _refuse_if_in_use(settings.data)
     from node.web.sockets import bind_api
 
     with bind_api(settings.api) as api_socket:
@@ -121,11 +122,12 @@ def taker(
         "electrum": electrum or None,
         "api": api,
         "makers": makers or None,
-        "fee_rate.default": fee_rate,
+        "fee_rate": fee_rate if fee_rate is None else {"default": fee_rate},
         "log.level": log_level,
         "log.format": log_format,
     }
     settings = load(TakerConfig, paths=config or (), flags=flags)
+    _refuse_if_in_use(settings.data)
     from node.web.sockets import bind_api
 
     with bind_api(settings.api) as api_socket:
@@ -192,8 +194,9 @@ def health(
     url = api or _contents(files.url_file(folder), "is the node running?")
     token = _contents(token_file or files.token_file(folder), "the node writes it on its first start")
     services = [ServiceHealth.from_json(service) for service in _ask("GET", url, "/api/v1/health", token)["services"]]
+    width = max(len(service.name) for service in services)
     for service in services:
-        typer.echo(line(service, time.time()))
+        typer.echo(line(service, time.time(), width))
     if not all_healthy(services):
         raise typer.Exit(UNHEALTHY)
 
@@ -241,7 +244,10 @@ def seed_import(data: Annotated[Path, typer.Option(help="Data directory to keep 
     """Keep seed words that you have; they are read from the terminal without echo, or from standard input."""
     from node.wallet.seed import Seed
 
-    words = typer.prompt("Seed words", hide_input=True) if sys.stdin.isatty() else sys.stdin.read(1000)
+    try:
+        words = typer.prompt("Seed words", hide_input=True) if sys.stdin.isatty() else sys.stdin.read(1000)
+    except UnicodeDecodeError:
+        raise LocalError("bad_seed_words", "seed words: standard input is no text") from None
     Seed.from_words(words).write(files.seed_file(data))
 
 
@@ -311,6 +317,17 @@ def _until_told_to_end(main_task: Callable[[], Awaitable[object]]) -> None:
         raise
 
 
+def _refuse_if_in_use(data: Path) -> None:
+    """Two nodes on one data directory would overwrite each other's wallet and say of each other where the API is."""
+    from node.errors import NeedsUser
+    from node.eventstore.lock import refuse_if_locked
+
+    try:
+        refuse_if_locked(data)
+    except NeedsUser as error:
+        raise LocalError(error.code, f"{error.sentence}; {error.remedy}") from None
+
+
 def _contents(path: Path, hint: str) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
@@ -323,7 +340,13 @@ def _ask(method: str, url: str, path: str, token: str) -> Any:
     """The JSON that the node's API answers with."""
     try:
         place = urlsplit(url)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=10)
+        hostname, port = place.hostname, place.port or 80
+        if not hostname or place.scheme != "http":
+            raise ValueError
+    except ValueError:
+        raise LocalError("bad_flags", f"health: the API's URL {url!r} is not http://host:port") from None
+    try:
+        connection = http.client.HTTPConnection(hostname, port, timeout=10)
         try:
             connection.request(method, path, headers={"Authorization": f"Bearer {token}"})
             response = connection.getresponse()

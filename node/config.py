@@ -130,6 +130,20 @@ def _parsed(parse: Callable[[str], object], value: object) -> str:
     return text
 
 
+def _named(path: object) -> object:
+    if path == "":
+        raise ValueError("is no path; the present directory is .")
+    return path
+
+
+def _rising(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if len(numbers) > 32 or numbers[-1:] > (1000,) or list(numbers) != sorted(set(numbers)):
+        raise _Sentence(
+            f"{','.join(map(str, numbers))}: allowed are up to 32 different numbers to 1000 in rising order"
+        )
+    return numbers
+
+
 def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -150,7 +164,7 @@ def _list(value: object) -> object:
     return value
 
 
-DataDirectory = Annotated[Path, AfterValidator(_at_home), Field(validate_default=True)]
+DataDirectory = Annotated[Path, BeforeValidator(_named), AfterValidator(_at_home), Field(validate_default=True)]
 Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
 LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
 Key = Annotated[str, BeforeValidator(_key)]
@@ -165,7 +179,7 @@ ElectrumServers = Annotated[
     tuple[Annotated[str, BeforeValidator(_electrum_server)], ...], BeforeValidator(_list), Field(min_length=1)
 ]
 PeerAddresses = Annotated[tuple[Annotated[str, BeforeValidator(_peer_address)], ...], BeforeValidator(_list)]
-Leverages = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1)]
+Leverages = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1), AfterValidator(_rising)]
 
 
 class _Table(BaseModel):

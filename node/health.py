@@ -99,9 +99,12 @@ class ServiceHealth:
         return cls(**{**known, "state": State(record["state"]), "needs": tuple(known.get("needs", ()))})
 
 
-def line(service: ServiceHealth, now: float) -> str:
-    """One line for people: name, state, for how long, why, what the node and what the user can do about it."""
-    parts = [f"{service.name:<12} {service.state.value:<10} for {_span(now - service.since)}"]
+def line(service: ServiceHealth, now: float, width: int = 12) -> str:
+    """One line for people: name, state, for how long, why, what the node and what the user can do about it.
+
+    `width` is that of the column of names.
+    """
+    parts = [f"{service.name:<{width}} {service.state.value:<10} for {_span(now - service.since)}"]
     if service.reason:
         parts.append(service.reason)
     if service.next_try is not None:

@@ -16,6 +16,7 @@ import trio
 from node import cli
 from node.clock import Clock
 from node.config import HostPort, MakerConfig, load
+from node.eventstore.lock import lock_directory
 from node.health import State
 from node.network.address import PeerAddress
 from node.supervision import Supervisor
@@ -90,6 +91,7 @@ def test_bad_input_in_the_settings_too(
 ) -> None:
     assert refuses("taker", "--config", world, "--makers", "me").startswith("--makers: peer address: 'me' has no @")
     assert refuses("maker", "--config", world, "--lot", "x").startswith("--lot: 'x'")
+    assert refuses("maker", "--config", world, "--fee-rate", "x").startswith("--fee-rate: 'x'")
     monkeypatch.setenv("CFDNODE_LOT", "x")
     assert refuses("maker", "--config", world).startswith("CFDNODE_LOT: 'x'")
     assert [path.name for path in tmp_path.iterdir()] == ["world.toml"]
@@ -104,6 +106,25 @@ def test_a_port_in_use_is_one_line_and_nothing_is_touched(
         told = refuses(role, "--config", world, "--data", tmp_path / "data", "--api", f"127.0.0.1:{port}")
     assert told == f"api: cannot serve on 127.0.0.1:{port}: the port is in use"
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("role", ["maker", "taker"])
+def test_a_data_directory_in_use_is_one_line_and_nothing_is_touched(
+    refuses: Refuses, world: Path, tmp_path: Path, role: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    with lock_directory(data):
+        told = refuses(role, "--config", world, "--data", data, "--api", "127.0.0.1:0")
+        assert told.startswith(f"{data} is in use by process {os.getpid()}; stop that process")
+        assert [path.name for path in data.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://127.0.0.1", "http://127.0.0.1:x", "http://[", ""])
+def test_the_apis_url_is_checked(refuses: Refuses, tmp_path: Path, url: str) -> None:
+    (tmp_path / "api.token").write_text("token")
+    (tmp_path / "api.url").write_text(url)
+    assert refuses("health", "--data", tmp_path) == f"health: the API's URL {url!r} is not http://host:port"
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +165,8 @@ def test_words_are_imported_from_standard_input_and_checked(
     assert told.startswith("seed words: ")
     assert "sausage" not in told
     assert not (tmp_path / "node").exists()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    assert refuses("seed", "import", "--data", tmp_path / "node") == "seed words: standard input is no text"
     monkeypatch.setattr(sys, "stdin", io.StringIO(WORDS + "\n"))
     assert cli.main(["seed", "import", "--data", str(tmp_path / "node")]) == 0
     assert capsys.readouterr().out == ""

@@ -21,14 +21,32 @@ def lock_directory(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            raise NeedsUser(
-                f"{directory} is in use by process {holder or '(unknown)'}",
-                "stop that process, or start this one with a data directory of its own",
-                code="data_in_use",
-            ) from None
+            raise _in_use(directory, descriptor) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(descriptor)
+
+
+def refuse_if_locked(directory: Path) -> None:
+    """For a process that is about to start: raises as `lock_directory` does, and touches nothing."""
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDONLY)
+    except OSError:
+        return  # nobody was here; what cannot be opened is told by who needs it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _in_use(directory, descriptor) from None
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(directory: Path, descriptor: int) -> NeedsUser:
+    holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+    return NeedsUser(
+        f"{directory} is in use by process {holder or '(unknown)'}",
+        "stop that process, or start this one with a data directory of its own",
+        code="data_in_use",
+    )

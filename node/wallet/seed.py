@@ -83,6 +83,11 @@ class Seed:
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:  # a file that is in the way, too
+            raise LocalError(
+                "seed_unwritable", f"{path.parent}: cannot be made a directory: {error.strerror}"
+            ) from error
+        try:
             descriptor, name = tempfile.mkstemp(prefix=".seed-", dir=path.parent)  # created with mode 0600
             try:
                 with open(descriptor, "w", encoding="ascii") as file:
