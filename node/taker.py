@@ -19,12 +19,12 @@ from node.network.conversation import Host, speak
 from node.position.book import Positions
 from node.position.commands import place_order
 from node.setup import Setup
-from node.supervision import Service
+from node.supervision import Service, leaves
 from protocols import contract_setup, identify, offers, ping
 from protocols.contract.numbers import BadNumber
 from protocols.contract.terms import Role
 from protocols.contract_setup import Order
-from protocols.errors import LocalError, RemoteError, WorldError
+from protocols.errors import CodedError, LocalError, PeerGone, RemoteError, WorldError
 from protocols.identify import PeerRole
 from protocols.offers import ID_LENGTH, Offer, OffersArrived
 from protocols.ping import Answered, NextNonce
@@ -82,11 +82,17 @@ class Taker:
                 connection = await endpoint.dial(address)
             except LocalError as error:
                 raise NeedsUser(error.sentence, "correct the maker's address in the configuration") from error
+            except RemoteError as error:
+                raise _of_the_world(address, error) from error
             try:
                 await self._speak_with(address, connection, task_status)
-            except RemoteError as error:
-                # the maker's fault, and so the world's to this service: try again later
-                raise WorldError(error.code, f"maker {address.peer.short}: {error.sentence}") from error
+            except Exception as error:
+                # several dialogues may end at once, each with its own reason; one that says more than that it ended
+                faults = list(leaves(error))
+                if not all(isinstance(fault, RemoteError | WorldError) for fault in faults):
+                    raise
+                fault = next((fault for fault in faults if not isinstance(fault, PeerGone)), faults[0])
+                raise _of_the_world(address, fault) from error
             finally:
                 with trio.move_on_after(1, shield=True):
                     await connection.aclose()
@@ -177,6 +183,12 @@ class Taker:
             await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
         except Exception:  # a bug that one setup met is on record, and must not take the others down
             log.exception("bug in a setup", order=order.order_id.hex())
+
+
+def _of_the_world(address: PeerAddress, fault: Exception) -> WorldError:
+    """A maker's fault is the world's to the service that keeps the link: it tries again later."""
+    assert isinstance(fault, CodedError)
+    return WorldError(fault.code, f"maker {address.peer.short}: {fault.sentence}")
 
 
 async def _run_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
