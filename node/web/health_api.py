@@ -1,13 +1,14 @@
 """``/api/v1/health`` and what the user may ask of a service."""
 
 from enum import StrEnum
+from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks
 
 from node.clock import Clock
 from node.errors import Conflict, NotFound
 from node.health import all_healthy
-from node.supervision import Supervisor
+from node.supervision import Service, Supervisor
 
 
 class Action(StrEnum):
@@ -30,7 +31,7 @@ def health_router(supervisor: Supervisor, clock: Clock, *, serving: str = "api")
         }
 
     @router.post("/services/{name}/{action}")
-    async def ask(name: str, action: Action) -> dict[str, object]:
+    async def ask(name: str, action: Action, after: BackgroundTasks) -> dict[str, object]:
         try:
             service = supervisor[name]
         except KeyError:
@@ -39,6 +40,8 @@ def health_router(supervisor: Supervisor, clock: Clock, *, serving: str = "api")
         match action:
             case Action.START:
                 service.start()
+            case Action.RESTART if name == serving:
+                after.add_task(_restart, service)  # once this is answered
             case Action.RESTART:
                 service.restart()
             case Action.STOP if name == serving:
@@ -48,3 +51,7 @@ def health_router(supervisor: Supervisor, clock: Clock, *, serving: str = "api")
         return service.health.as_json(clock.now())
 
     return router
+
+
+async def _restart(service: Service[Any]) -> None:
+    service.restart()
