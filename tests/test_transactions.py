@@ -23,7 +23,7 @@ from protocols.contract.funding import (
     output_vsize,
     side_fee,
 )
-from protocols.contract.numbers import DUST, ORDER
+from protocols.contract.numbers import DUST, MAX_MONEY, ORDER
 from protocols.contract.outcomes import Outcome
 from protocols.contract.payout import Payout
 from protocols.contract.scripts import ANCHOR_SCRIPT, NUMS, commit_internal_key, p2tr, two_keys
@@ -139,7 +139,7 @@ def test_a_plan_can_be_sent_to_a_worker_and_gives_the_same_bytes(worked: Deal) -
 
 @given(any_terms())
 def test_every_satoshi_is_accounted_for(terms: Terms) -> None:
-    coins = {role: FundingInput(digest("coin", role), 0, 10**15, p2tr_of("key", role)) for role in Role}
+    coins = {role: FundingInput(digest("coin", role), 0, MAX_MONEY, p2tr_of("key", role)) for role in Role}
     plan = deal(terms, events=1, coins=lambda role: coins[role]).plan
     transactions = ContractTransactions(plan)
     payouts = Payout(terms).refund()
