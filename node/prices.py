@@ -10,14 +10,17 @@ silence the text ``ping`` must bring ``pong``.
 
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import h11
 import structlog
 import trio
+import wsproto.utilities
 from attrs import frozen
 from trio_websocket import (
     CloseReason,
@@ -27,7 +30,6 @@ from trio_websocket import (
     WebSocketConnection,
     wrap_client_stream,
 )
-from wsproto.utilities import ProtocolError
 
 from node.clock import Clock
 from node.health import UNREPORTED, Report
@@ -131,7 +133,7 @@ class Feed:
     async def run(
         self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> NoReturn:
-        """Take quotes from one connection until it ends: `WorldError`, in a group. Started once subscribed.
+        """Take quotes from one connection until it ends: `WorldError`, maybe in a group. Started once subscribed.
 
         A connection that brings no good quote for twice the time in which one grows stale is given up, too: a new one
         may.
@@ -144,10 +146,11 @@ class Feed:
                 stream = await self._dial()
                 # the stream is ours: the library leaves it open when a connection ends abnormally
                 async with stream, trio.open_nursery() as nursery:
-                    line: Any = stream  # the library's types know sockets alone
+                    line: Any = _Line(stream)  # the library's types know sockets alone
                     connection = await wrap_client_stream(
                         nursery, line, parts.netloc, parts.path or "/", max_message_size=MAX_MESSAGE
                     )
+                    line.open = True
                     await connection.send_message(json.dumps({"op": "subscribe", "args": [TOPIC]}))
                     while not self._heard(await connection.get_message(), report):
                         pass
@@ -161,8 +164,10 @@ class Feed:
                             patience.deadline = trio.current_time() + 2 * self.stale_after
         except* ConnectionRejected as group:
             raise self._lost(f"refused the connection: {_reason(group)}") from None
-        except* (ConnectionClosed, ProtocolError) as group:
+        except* ConnectionClosed as group:
             raise self._lost(f"ended the connection: {_reason(group)}") from None
+        except* (wsproto.utilities.ProtocolError, h11.ProtocolError):  # what the library makes of nonsense
+            raise self._lost("does not speak WebSocket") from None
         except* trio.TooSlowError:
             raise self._lost("did not send what it should in time") from None
         except* (HandshakeError, OSError, trio.BrokenResourceError) as group:
@@ -236,6 +241,40 @@ class Feed:
         return WorldError("no_exchange", f"the exchange at {self.url} {what}")
 
 
+class _Line(trio.abc.Stream):
+    """A stream that fails loudly until it is `open`: the library waits for the end of a handshake that failed."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.open = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._loudly():
+            await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        with self._loudly():
+            data = await self._stream.receive_some(max_bytes)
+        if not (data or self.open):
+            raise HandshakeError("the line was cut")
+        return bytes(data)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    @contextmanager
+    def _loudly(self) -> Iterator[None]:
+        try:
+            yield
+        except trio.BrokenResourceError as error:
+            if self.open:
+                raise
+            raise HandshakeError(f"the line broke: {error.__cause__ or error}") from error
+
+
 def read_quote(rows: object, before: Quote | None, now: float) -> Quote:
     """The quote that the last of these rows says, received at `now`. Raises `BadQuote`."""
     row = rows[-1] if isinstance(rows, list) and rows else None
@@ -298,8 +337,8 @@ def _reason(group: BaseException) -> str:
     match error:
         case ConnectionRejected():
             return f"HTTP status {error.status_code}"
+        case ConnectionClosed(reason=None):
+            return "what came does not follow the protocol"
         case ConnectionClosed(reason=CloseReason() as reason):
             return f"code {reason.code}{f', {_shown(reason.reason)}' if reason.reason else ''}"
-        case trio.BrokenResourceError(__cause__=BaseException() as cause):
-            return str(cause)
     return str(error) or repr(error)

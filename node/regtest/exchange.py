@@ -15,11 +15,12 @@ from fractions import Fraction
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import h11
 import trio
 import trio_websocket
+import wsproto.utilities
 from attrs import Factory, define
 from trio_websocket import WebSocketConnection, wrap_server_stream
-from wsproto.utilities import ProtocolError
 
 from protocols.contract.numbers import parse_price
 
@@ -148,7 +149,8 @@ class Exchange:
 _GONE = (
     trio_websocket.ConnectionClosed,
     trio_websocket.HandshakeError,
-    ProtocolError,
+    wsproto.utilities.ProtocolError,
+    h11.ProtocolError,
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     trio.TooSlowError,
