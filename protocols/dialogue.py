@@ -97,7 +97,11 @@ class Ask(Step[R]):
 
 @frozen
 class Compute(Ask[R]):
-    """A pure, picklable, heavy function: inline in tests, in a worker process in the node."""
+    """A pure, picklable, heavy function: inline in tests, in a worker process in the node.
+
+    Goes on when the peer is gone: it ends soon, it may be what is left to do with the peer's last message, and a peer
+    must not be able to have worker processes killed.
+    """
 
     function: Callable[..., R]
     args: tuple[object, ...] = field(repr=False)  # may hold keys

@@ -404,6 +404,28 @@ async def test_half_close_of_a_substream_cancels_no_question(autojump_clock: tri
         await stream.aclose()
 
 
+async def test_a_computation_goes_on_when_the_peer_has_left(autojump_clock: trio.testing.MockClock) -> None:
+    """It may be what is left to do with the peer's last message; and whoever resets streams kills no workers."""
+
+    async def parting() -> None:
+        await says(b"4")
+
+    async def compute(function: Callable[..., Any], args: tuple[object, ...]) -> Any:
+        await trio.sleep(10)
+        return function(*args)
+
+    memory = Memory([])
+
+    async def thorough() -> str:
+        product: int = await Compute(operator.mul, (int(await hears()), 2))
+        await Persist(Noted(str(product)))
+        return str(product)
+
+    async with answered(parting, Host()) as pair:
+        assert await speak(pair.at_taker, PROTOCOL, thorough(), Host(persist=memory.persist, compute=compute)) == "8"
+        assert memory.facts == [Noted("8")]
+
+
 async def test_what_arrived_before_the_peer_left_is_still_received(autojump_clock: trio.testing.MockClock) -> None:
     async def hurries() -> None:
         await says(b"one")

@@ -181,7 +181,7 @@ class _Conversation:
                     await self._host.persist(step.fact)
                 return None
             case Compute():
-                return await self._ask(self._host.compute(step.function, step.args))
+                return await self._host.compute(step.function, step.args)
             case Ask():
                 return await self._ask(self._host.answers[type(step)](step))
             case _:
