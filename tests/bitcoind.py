@@ -11,6 +11,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Bitcoind:
         try:
             headers = {"Authorization": self._authorization, "Content-Type": "application/json"}
             connection.request("POST", "/", json.dumps({"id": 0, "method": method, "params": params}), headers)
-            answer = json.loads(connection.getresponse().read(), parse_float=str)
+            answer = json.loads(connection.getresponse().read(), parse_float=Decimal)
         finally:
             connection.close()
         if answer["error"] is not None:

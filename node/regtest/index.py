@@ -11,6 +11,7 @@ from attrs import field, frozen
 from bitcoin.core import CTransaction
 
 from node.regtest.consensus import BlockChange, Chain
+from node.regtest.policy import is_unspendable
 from protocols.contract.sighash import TxOut
 
 
@@ -106,7 +107,8 @@ class Index:
             for vout, output in enumerate(outputs(transaction)):
                 outpoint = OutPoint(txid, vout)
                 self._outputs[outpoint] = Coin(output, block.height, coinbase=position == 0)
-                self._put(outpoint)
+                if not is_unspendable(output.script):
+                    self._put(outpoint)
                 self._touch(output.script, txid)
         self.blocks.append(txids)
 
@@ -114,7 +116,8 @@ class Index:
         for position, transaction in reversed(list(enumerate(block.transactions()))):
             txid: bytes = transaction.GetTxid()
             for vout, output in enumerate(outputs(transaction)):
-                self._take(OutPoint(txid, vout))
+                if not is_unspendable(output.script):
+                    self._take(OutPoint(txid, vout))
                 del self._outputs[OutPoint(txid, vout)]
                 self._forget(output.script, txid)
             if position:

@@ -268,16 +268,17 @@ class Mempool:
         """Chain limits and version 3; returns the sibling that a version-3 child would replace, if any."""
         everyone = {**self.entries, **new}
         ancestors = _closure(entry.parents, lambda txid: everyone[txid].parents)
-        if ancestors & self._with_descendants(conflicts):
-            raise Rejected("bad-txns-spends-conflicting-tx")
         if len(ancestors) + 1 > MAX_CHAIN:
             raise Rejected("too-long-mempool-chain", f"too many unconfirmed ancestors [limit: {MAX_CHAIN}]")
         for ancestor in ancestors - new.keys():
             if len(self._with_descendants({ancestor}) - self._with_descendants(conflicts)) + 1 > MAX_CHAIN:
                 raise Rejected("too-long-mempool-chain", f"too many descendants [limit: {MAX_CHAIN}]")
+        siblings: set[bytes] = set()
         if entry.truc or any(everyone[txid].truc for txid in entry.parents):
-            return self._check_truc(entry, everyone, ancestors, conflicts)
-        return set()
+            siblings = self._check_truc(entry, everyone, ancestors, conflicts)
+        if ancestors & self._with_descendants(conflicts):
+            raise Rejected("bad-txns-spends-conflicting-tx")
+        return siblings
 
     def _check_truc(
         self, entry: Entry, everyone: Mapping[bytes, Entry], ancestors: set[bytes], conflicts: set[bytes]

@@ -26,11 +26,15 @@ _LOCK_IS_TIME = 500_000_000
 
 
 class Rejected(LocalError):
-    """The mempool refused a transaction: `reason` is Bitcoin Core's reject reason, `detail` what it adds."""
+    """The mempool refused a transaction: `reason` is Bitcoin Core's reject reason, `detail` what it adds.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    `txid` says which of a package it is, unless it is the package as a whole.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, txid: bytes | None = None) -> None:
         super().__init__("rejected", f"{reason}, {detail}" if detail else reason)
         self.reason = reason
+        self.txid = txid
 
 
 def bare(transaction: CTransaction) -> bytes:
@@ -62,6 +66,11 @@ def check_transaction(transaction: CTransaction) -> None:
         raise Rejected("coinbase")
     if any(txin.prevout.is_null() for txin in transaction.vin):
         raise Rejected("bad-txns-prevout-null")
+
+
+def is_unspendable(script: bytes) -> bool:
+    """Whether nobody can ever spend it, so that it is kept nowhere."""
+    return script[:1] == b"\x6a" or len(script) > 10_000
 
 
 def is_witness_program(script: bytes) -> bool:
@@ -98,12 +107,12 @@ def check_standard(transaction: CTransaction) -> None:
         raise Rejected("version")
     if weight(transaction) > MAX_WEIGHT:
         raise Rejected("tx-size")
-    if len(bare(transaction)) < 65:
-        raise Rejected("tx-size-small")
     if any(len(txin.scriptSig) > 1650 for txin in transaction.vin):
         raise Rejected("scriptsig-size")
     if not all(is_standard_script(bytes(out.scriptPubKey)) for out in transaction.vout):
         raise Rejected("scriptpubkey")
+    if len(bare(transaction)) < 65:
+        raise Rejected("tx-size-small")
 
 
 def check_standard_inputs(transaction: CTransaction, spent: Sequence[TxOut]) -> None:
