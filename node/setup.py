@@ -19,8 +19,9 @@ from node.oracle.client import OracleClient
 from node.position.book import Positions
 from node.position.commands import fail_setup
 from node.supervision import Service
+from node.wallet.holds import CoinHolds
 from node.wallet.interface import OutPoint, Wallet
-from protocols.contract.funding import FundingInput, funding_needed
+from protocols.contract.funding import FundingInput, change_value, funding_needed
 from protocols.contract.keys import attempt_keys
 from protocols.contract.oracle import Announcement
 from protocols.contract.terms import Role
@@ -43,29 +44,12 @@ from protocols.offers import OracleKeys
 Answers = Mapping[type[Ask[Any]], Callable[[Any], Awaitable[Any]]]
 
 SIX_BLOCKS = 6
+KEPT_FOR_FEES = 20_000
+"""Satoshis that the wallet keeps for each position, to raise the fees of its transactions with."""
 RECORD_WITHIN = 10.0
 """Seconds in which a setup that is being ended may still write that it failed."""
 
 log = structlog.get_logger("setup")
-
-
-@define(eq=False)
-class CoinHolds:
-    """Coins that a setup under way was given and that no event names yet."""
-
-    lock: trio.Lock = Factory(trio.Lock)
-    """Held from choosing coins until they are held here, so that two setups never choose the same."""
-    _held: dict[bytes, frozenset[OutPoint]] = Factory(dict)
-
-    def all(self) -> frozenset[OutPoint]:
-        return frozenset(coin for coins in self._held.values() for coin in coins)
-
-    def hold(self, order_id: bytes, coins: frozenset[OutPoint]) -> None:
-        self._held[order_id] = coins
-
-    def release(self, order_id: bytes) -> None:
-        """At the end of a setup, when an event says whether its coins are reserved."""
-        self._held.pop(order_id, None)
 
 
 @define
@@ -156,6 +140,13 @@ class SetupNode:
             estimate = None
         return rates.default if estimate is None else min(max(estimate, rates.lowest), rates.highest)
 
+    def kept_for_fees(self, order_id: bytes | None = None) -> int:
+        """What the wallet keeps for the positions that are open or being set up, and that of `order_id` too."""
+        with self.positions.lent() as positions:
+            live = {position.id for position in positions.all() if position.attempts and not position.ended}
+        asking = set() if order_id is None else {order_id}
+        return KEPT_FOR_FEES * len(live | self.holds.holders | asking)
+
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def _now(self, _: Now) -> int:
@@ -195,6 +186,17 @@ class SetupNode:
             with self.positions.lent() as positions:
                 reserved = {OutPoint(each.txid, each.vout) for each in positions.reserved()} | self.holds.all()
             chosen = await self.wallet.call(Wallet.fund, needed, ask.terms.fee_rate, reserved)
+            change = change_value(chosen.inputs, needed, ask.terms.fee_rate, chosen.change_script)
+            spent = reserved | {OutPoint(coin.txid, coin.vout) for coin in chosen.inputs}
+            coins = await self.wallet.call(Wallet.coins)
+            left = change + sum(coin.value for coin in coins if coin.spendable and coin.outpoint not in spent)
+            kept = self.kept_for_fees(ask.order_id)
+            if left < kept:
+                raise LocalError(
+                    "kept_for_fees",
+                    f"the wallet would have {left} sat left that it may spend, and keeps {kept} sat to raise fees "
+                    f"with: {KEPT_FOR_FEES} for each position, this one included",
+                )
             self.holds.hold(ask.order_id, frozenset(OutPoint(coin.txid, coin.vout) for coin in chosen.inputs))
         return Funding(chosen.inputs, chosen.change_script, payout)
 

@@ -9,7 +9,7 @@ scripts were given out: if it is lost, the first sync rebuilds it from the seed.
 import base64
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -101,8 +101,10 @@ class BdkWallet(Wallet):
     async def _knows(self, script: bytes) -> bool:
         return await self._in_turn(partial(self._is_mine, script))
 
-    async def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
-        return await self._in_turn(partial(self._witnesses, tx, prevouts))
+    async def _sign(
+        self, tx: CTransaction, prevouts: Sequence[TxOut], more: Mapping[OutPoint, TxOut]
+    ) -> dict[int, tuple[bytes, ...]]:
+        return await self._in_turn(partial(self._witnesses, tx, prevouts, more))
 
     async def _coins(self) -> tuple[list[Coin], int]:
         return await self._in_turn(self._unspent)
@@ -188,8 +190,10 @@ class BdkWallet(Wallet):
             )
         return sorted(coins, key=lambda coin: coin.outpoint), height
 
-    def _witnesses(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
-        ours = our_inputs(tx, prevouts, self._output, self._is_mine)
+    def _witnesses(
+        self, tx: CTransaction, prevouts: Sequence[TxOut], more: Mapping[OutPoint, TxOut]
+    ) -> dict[int, tuple[bytes, ...]]:
+        ours = our_inputs(tx, prevouts, more, self._output, self._is_mine)
         psbt = bdk.Psbt(base64.b64encode(_psbt(tx, prevouts)).decode("ascii"))
         self._wallet.sign(psbt, _SIGN)  # False while inputs of the peer lack signatures: look at ours instead
         inputs = psbt.input()

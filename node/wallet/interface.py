@@ -7,7 +7,7 @@ under way is not its business: that follows from events, and the caller says it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import trio
@@ -142,21 +142,27 @@ class Wallet(ABC):
         inputs = select(coins, needed, fee_rate)
         return Funding(inputs, await self.new_script())
 
-    async def sign(self, tx: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+    async def sign(
+        self, tx: bytes, prevouts: Sequence[TxOut], parents: Sequence[bytes] = ()
+    ) -> dict[int, tuple[bytes, ...]]:
         """Witnesses for those inputs of a transaction that are ours, by index.
 
         `prevouts` are the outputs that all its inputs spend, in order; each signature (BIP86 key path,
-        SIGHASH_DEFAULT) commits to them. Coins that a known transaction spends are signed for too: replacing that
-        transaction needs it. What the transaction does is the caller's business; what it spends is ours: `LocalError`
-        (``not_our_coin``) if an input of ours is not known to us with this value and script.
+        SIGHASH_DEFAULT) commits to them. `parents` are transactions whose outputs count as known, although no chain
+        has shown them yet: what raises a fee may be signed before any mempool takes the parent alone. Coins that a
+        known transaction spends are signed for too: replacing that transaction needs it. What the transaction does is
+        the caller's business; what it spends is ours: `LocalError` (``not_our_coin``) if an input of ours is not known
+        to us with this value and script.
         """
-        try:
-            transaction = CTransaction.deserialize(tx)
-        except (SerializationError, ValueError) as error:
-            raise LocalError("bad_transaction", f"{len(tx)} bytes are no transaction: {error}") from error
+        transaction = _parsed(tx)
+        more = {
+            OutPoint(parent.GetTxid(), vout): TxOut(output.nValue, bytes(output.scriptPubKey))
+            for parent in map(_parsed, parents)
+            for vout, output in enumerate(parent.vout)
+        }
         if len(prevouts) != len(transaction.vin):
             raise LocalError("bad_prevouts", f"{len(prevouts)} outputs are given for {len(transaction.vin)} inputs")
-        return await self._sign(transaction, prevouts)
+        return await self._sign(transaction, prevouts, more)
 
     async def _seen(self) -> tuple[float, list[Coin], int]:
         as_of = self._as_of
@@ -182,23 +188,35 @@ class Wallet(ABC):
         """The coins in order of their outpoints, and the height of the tip that confirmations are counted from."""
 
     @abstractmethod
-    async def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
-        """As `sign`; which inputs are ours is for `our_inputs` to say."""
+    async def _sign(
+        self, tx: CTransaction, prevouts: Sequence[TxOut], more: Mapping[OutPoint, TxOut]
+    ) -> dict[int, tuple[bytes, ...]]:
+        """As `sign`; which inputs are ours is for `our_inputs` to say. `more` are outputs that count as known."""
+
+
+def _parsed(raw: bytes) -> CTransaction:
+    try:
+        return CTransaction.deserialize(raw)
+    except (SerializationError, ValueError) as error:
+        raise LocalError("bad_transaction", f"{len(raw)} bytes are no transaction: {error}") from error
 
 
 def our_inputs(
     tx: CTransaction,
     prevouts: Sequence[TxOut],
+    more: Mapping[OutPoint, TxOut],
     output: Callable[[OutPoint], TxOut | None],
     is_mine: Callable[[bytes], bool],
 ) -> list[int]:
-    """Which inputs are ours to sign (`Wallet.sign`); `output` finds an output in the wallet's own transactions.
+    """Which inputs are ours to sign (`Wallet.sign`); `output` finds an output in the wallet's own transactions, `more`
+    are outputs besides that count as known.
 
     The outpoint and the script must both say so: with only one of them, somebody is being lied to.
     """
     ours = []
     for index, (txin, said) in enumerate(zip(tx.vin, prevouts, strict=True)):
-        known = output(OutPoint(txin.prevout.hash, txin.prevout.n))
+        spent = OutPoint(txin.prevout.hash, txin.prevout.n)
+        known = output(spent) or more.get(spent)
         known = known if known and is_mine(known.script) else None
         if known is None and not is_mine(said.script):
             continue

@@ -1,7 +1,7 @@
 """The wallet in Python alone, for the simulator and for tests: no thread, no file, no randomness, so that a run with
 the same seed and the same chain is the same run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bitcoin.core import CTransaction
@@ -82,9 +82,11 @@ class PureWallet(Wallet):
     async def _knows(self, script: bytes) -> bool:
         return self._is_mine(script)
 
-    async def _sign(self, tx: CTransaction, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes, ...]]:
+    async def _sign(
+        self, tx: CTransaction, prevouts: Sequence[TxOut], more: Mapping[OutPoint, TxOut]
+    ) -> dict[int, tuple[bytes, ...]]:
         witnesses: dict[int, tuple[bytes, ...]] = {}
-        for index in our_inputs(tx, prevouts, self._output, self._is_mine):
+        for index in our_inputs(tx, prevouts, more, self._output, self._is_mine):
             secret = self._account.secret(*self._places[prevouts[index].script])
             witnesses[index] = (schnorr.sign(secret, signature_hash(tx, index, prevouts)),)
         return witnesses

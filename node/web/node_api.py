@@ -54,6 +54,7 @@ def _node_router(core: Core) -> APIRouter:
             "pending": balance.pending,
             "reserved": sum(coin.value for coin in coins if (coin.txid, coin.vout) in reserved),
             "margin_locked": locked,
+            "kept_for_fees": core.setup.kept_for_fees(),
             "as_of": balance.as_of,
             "height": balance.height,
         }

@@ -1,0 +1,31 @@
+"""Coins that somebody in this process is about to spend and that nothing on disk or in a mempool says so of yet."""
+
+import trio
+from attrs import Factory, define
+
+from node.wallet.interface import OutPoint
+
+
+@define(eq=False)
+class CoinHolds:
+    """By the order id of who holds them: a setup under way, or a position whose fees are being raised."""
+
+    lock: trio.Lock = Factory(trio.Lock)
+    """Held from choosing coins until they are held here, so that the same are never chosen twice."""
+    _held: dict[bytes, frozenset[OutPoint]] = Factory(dict)
+
+    @property
+    def holders(self) -> frozenset[bytes]:
+        return frozenset(self._held)
+
+    def all(self, but: bytes | None = None) -> frozenset[OutPoint]:
+        """All that are held; `but` names a holder whose coins are left out."""
+        return frozenset(coin for holder, coins in self._held.items() if holder != but for coin in coins)
+
+    def hold(self, order_id: bytes, coins: frozenset[OutPoint]) -> None:
+        """From now on the holder has these, and no others."""
+        self._held[order_id] = coins
+
+    def release(self, order_id: bytes) -> None:
+        """At the end of a setup, when an event says whether its coins are reserved; when no fee is to be raised."""
+        self._held.pop(order_id, None)
