@@ -388,3 +388,19 @@ async def test_an_order_that_never_was_wakes_nobody() -> None:
         assert opened.now().number == number
         assert opened.now().all() == ()
         assert disk.streams() == []
+
+
+async def test_orders_that_came_to_nothing_leave_nothing_in_memory(autojump_clock: trio.testing.MockClock) -> None:
+    """A maker closes the book on each order that it refused, by an id that the taker chose."""
+    async with book(partial(run_memory_store, MemoryBackend())) as refusing:
+        before = refusing.now().number
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                for _ in range(2):  # two at once on one id
+                    nursery.start_soon(refusing.execute, fail_setup("no", "not today"), number.to_bytes(16, "big"))
+        positions = refusing.now()
+        assert positions.all() == ()
+        assert positions.number == before
+        assert len(positions._locks) == 0
+        await refusing.execute(PLACE)
+        assert list(positions._locks) == [ORDER_ID]

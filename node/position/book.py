@@ -111,9 +111,14 @@ class Positions:
         the position is read again before the next command. Not cancelled half-way: it either happened or it did not.
         """
         position: Position
-        async with self._locks[order_id]:
-            with trio.CancelScope(shield=True):
-                position = await self._execute(order_id, command, blobs)
+        try:
+            async with self._locks[order_id]:
+                with trio.CancelScope(shield=True):
+                    position = await self._execute(order_id, command, blobs)
+        finally:
+            # a refused order leaves nothing behind: its id was the taker's choice, and there is no end of them
+            if order_id not in self._positions and not self._locks[order_id].locked():
+                del self._locks[order_id]
         return position
 
     async def _execute(self, order_id: bytes, command: Command, blobs: Sequence[Blob]) -> Position:
