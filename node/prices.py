@@ -337,8 +337,6 @@ def _reason(group: BaseException) -> str:
     match error:
         case ConnectionRejected():
             return f"HTTP status {error.status_code}"
-        case ConnectionClosed(reason=None):
-            return "what came does not follow the protocol"
         case ConnectionClosed(reason=CloseReason() as reason):
             return f"code {reason.code}{f', {_shown(reason.reason)}' if reason.reason else ''}"
     return str(error) or repr(error)

@@ -361,7 +361,7 @@ class TestConnection:
         [
             ("politely", "code 1001, 'going away for maintenance'"),
             ("cut", "code 1006"),
-            ("nonsense", "what came does not follow the protocol"),
+            ("nonsense", "code 1002, 'Invalid opcode 0xf'"),
         ],
     )
     async def test_an_ended_connection(
