@@ -199,7 +199,8 @@ class OracleTable(_Table):
     """x-only, of the signature on announcements."""
     attestation_key: Key
     """x-only, of the attested digits."""
-    scheme: Literal["olivia-v1"] = "olivia-v1"
+    scheme: Literal["dlc", "dlc-sha256", "olivia-v1"] = "dlc"
+    """Of its announcements and attestations: `protocols.contract.oracle.SCHEMES`."""
 
 
 class PricesTable(_Table):

@@ -10,10 +10,10 @@ from btclib_secp256k1 import xonly
 from protocols.contract.funding import FundingInput
 from protocols.contract.keys import AttemptKeys, attempt_keys
 from protocols.contract.oracle import (
+    OLIVIA,
     Announcement,
     Attestation,
-    announce,
-    attest,
+    Scheme,
     opening_scalar,
     parse_announcement,
     parse_attestation,
@@ -49,27 +49,28 @@ def _nonces(event: int) -> list[bytes]:
 
 
 @lru_cache
-def announcement(event: int) -> Announcement:
+def announcement(event: int, scheme: Scheme = OLIVIA) -> Announcement:
     """The announcement of the event `event` hours after the first."""
     time = FIRST_EVENT + 3600 * event
     return parse_announcement(
-        announce(time, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET),
+        scheme.announce(time, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET),
         announcement_key=x_only(ANNOUNCEMENT_SECRET),
         attestation_key=x_only(ATTESTATION_SECRET),
+        scheme=scheme.name,
     )
 
 
-def attestation(event: int, price: int) -> Attestation:
-    body = attest(FIRST_EVENT + 3600 * event, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
-    attested = parse_attestation(body, announcement(event))
+def attestation(event: int, price: int, scheme: Scheme = OLIVIA) -> Attestation:
+    body = scheme.attest(FIRST_EVENT + 3600 * event, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    attested = parse_attestation(body, announcement(event, scheme))
     assert attested is not None
     return attested
 
 
-def opening(outcome: Outcome, price: int | None = None) -> bytes:
+def opening(outcome: Outcome, price: int | None = None, scheme: Scheme = OLIVIA) -> bytes:
     """The scalar that the oracle gives away for an outcome when it attests `price` (default: the outcome's lowest)."""
-    attested = attestation(outcome.event, outcome.low if price is None else price)
-    return opening_scalar(attested, announcement(outcome.event), outcome.digits)
+    attested = attestation(outcome.event, outcome.low if price is None else price, scheme)
+    return opening_scalar(attested, announcement(outcome.event, scheme), outcome.digits)
 
 
 @frozen
@@ -100,6 +101,7 @@ def deal(
     *,
     attempt: int = 0,
     events: int = 2,
+    scheme: Scheme = OLIVIA,
     coins: Callable[[Role], FundingInput] = coin,
     payout: Callable[[Role], bytes] = lambda role: p2tr_of("payout", role),
     change: Callable[[Role], bytes] = lambda role: p2tr_of("change", role),
@@ -107,7 +109,7 @@ def deal(
     """A contract of one coin a side; `attempt` > 0 is a rollover of the same position."""
     keys = {role: keys_of(role, attempt) for role in Role}
     maker, taker = (Party(keys[role].points, (coins(role),), change(role), payout(role)) for role in Role)
-    announcements = tuple(announcement(event) for event in range(events))
+    announcements = tuple(announcement(event, scheme) for event in range(events))
     return Deal(ContractPlan(ORDER_ID, attempt, terms, maker, taker, announcements), keys)
 
 

@@ -13,7 +13,7 @@ from node.position.due import due
 from node.position.events import Event
 from node.position.facts import command_of
 from node.position.state import Position, State, evolve
-from protocols.contract.oracle import Attestation, attest, event_time, parse_attestation
+from protocols.contract.oracle import OLIVIA, Attestation, parse_attestation
 from protocols.contract.signing import Signatures
 from protocols.contract.terms import Role
 from protocols.contract_setup import AttemptBegun, SignaturesHeld
@@ -95,8 +95,8 @@ def attestation(event: int, price: int) -> Attestation:
     begun = fact(Role.MAKER, AttemptBegun)
     assert isinstance(begun, AttemptBegun)
     announced = announcement(begun.announcements[event].id)
-    time = event_time(announced.id)
-    raw = attest(time, nonces(time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    time = OLIVIA.event_time(announced.id)
+    raw = OLIVIA.attest(time, nonces(time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
     attested = parse_attestation(raw, announced)
     assert attested is not None
     return attested

@@ -12,7 +12,7 @@ from btclib_secp256k1 import keys as curve
 from protocols.contract import schnorr
 from protocols.contract.funding import FundingInput, funding_needed
 from protocols.contract.keys import Points, attempt_keys
-from protocols.contract.oracle import Announcement, announce, event_time, parse_announcement
+from protocols.contract.oracle import OLIVIA, Announcement, parse_announcement
 from protocols.contract.scripts import p2tr
 from protocols.contract.sighash import signature_hash
 from protocols.contract.terms import REGTEST_TIMELOCKS, Role, Side
@@ -50,7 +50,7 @@ def x_only(private: bytes) -> bytes:
     return curve.pubkey_from_prvkey(private)[1:]
 
 
-ORACLE = OracleKeys("olivia-v1", x_only(ANNOUNCEMENT_SECRET), x_only(ATTESTATION_SECRET))
+ORACLE = OracleKeys(OLIVIA.name, x_only(ANNOUNCEMENT_SECRET), x_only(ATTESTATION_SECRET))
 
 
 def nonces(event: int) -> list[bytes]:
@@ -59,8 +59,15 @@ def nonces(event: int) -> list[bytes]:
 
 @lru_cache(maxsize=256)
 def announcement(event_id: str) -> Announcement:
-    raw = announce(event_time(event_id), nonces(event_time(event_id)), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
-    return parse_announcement(raw, announcement_key=ORACLE.announcement_key, attestation_key=ORACLE.attestation_key)
+    raw = OLIVIA.announce(
+        OLIVIA.event_time(event_id), nonces(OLIVIA.event_time(event_id)), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET
+    )
+    return parse_announcement(
+        raw,
+        announcement_key=ORACLE.announcement_key,
+        attestation_key=ORACLE.attestation_key,
+        scheme=ORACLE.scheme,
+    )
 
 
 OFFER = Offer(

@@ -23,7 +23,7 @@ from protocols.contract import adaptor
 from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, attempt_keys, negated
 from protocols.contract.numbers import MAX_MONEY
-from protocols.contract.oracle import attest, opening_scalar, parse_attestation, scheme_named
+from protocols.contract.oracle import OLIVIA, opening_scalar, parse_attestation, scheme_named
 from protocols.contract.outcomes import covering
 from protocols.contract.schedule import contract_events
 from protocols.contract.signing import (
@@ -140,7 +140,7 @@ class Known:
             outcome = covering(transactions.outcomes, event, price)
             assert outcome is not None
             named = plan.announcements[event]
-            body = attest(named.time, nonces(named.time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+            body = OLIVIA.attest(named.time, nonces(named.time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
             attestation = parse_attestation(body, named)
             assert attestation is not None
             assert complete_cet(

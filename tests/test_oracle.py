@@ -14,16 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.contract.numbers import ORDER, tagged_hash
-from protocols.contract.olivia import OLIVIA
 from protocols.contract.oracle import (
+    OLIVIA,
     Announcement,
     Anticipation,
     Attestation,
-    announce,
     announcements_hash,
-    attest,
-    event_id,
-    event_time,
     opening_scalar,
     parse_announcement,
     parse_attestation,
@@ -44,11 +40,13 @@ Json = dict[str, Any]
 
 
 def announced(raw: bytes, attestation_key: bytes = ATTESTATION_KEY) -> Announcement:
-    return parse_announcement(raw, announcement_key=ANNOUNCEMENT_KEY, attestation_key=attestation_key)
+    return parse_announcement(
+        raw, announcement_key=ANNOUNCEMENT_KEY, attestation_key=attestation_key, scheme=OLIVIA.name
+    )
 
 
 def attested(announcement: Announcement, price: int) -> Attestation:
-    raw = attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    raw = OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
     attestation = parse_attestation(raw, announcement)
     assert attestation is not None
     return attestation
@@ -62,7 +60,7 @@ def signed(said: object, **changes: object) -> bytes:
     return json.dumps({"announcement": announcement, "attestation": None}).encode()
 
 
-RAW = announce(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
+RAW = OLIVIA.announce(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
 ANNOUNCEMENT = announced(RAW)
 
 
@@ -77,15 +75,15 @@ def said() -> Json:
 
 
 def test_event_ids() -> None:
-    assert event_id(EVENT) == "/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20"
-    assert event_time("/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20") == EVENT
-    assert event_time(event_id(0)) == 0
+    assert OLIVIA.event_id(EVENT) == "/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20"
+    assert OLIVIA.event_time("/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20") == EVENT
+    assert OLIVIA.event_time(OLIVIA.event_id(0)) == 0
 
 
 @given(st.integers(0, 253_402_300_799))
 def test_event_ids_follow_the_calendar(seconds: int) -> None:
-    name = event_id(seconds)
-    assert event_time(name) == seconds
+    name = OLIVIA.event_id(seconds)
+    assert OLIVIA.event_time(name) == seconds
     assert calendar.timegm(time.strptime(name, "/x/BitMEX/BXBT/%Y-%m-%dT%H:%M:%S.price?n=20")) == seconds
 
 
@@ -110,14 +108,14 @@ def test_event_ids_follow_the_calendar(seconds: int) -> None:
 )
 def test_bad_event_ids(name: str) -> None:
     with pytest.raises(ValueError, match="event id is"):
-        event_time(name)
+        OLIVIA.event_time(name)
 
 
 # --- announcements
 
 
 def test_an_announcement_is_read_back() -> None:
-    assert ANNOUNCEMENT.id == event_id(EVENT)
+    assert ANNOUNCEMENT.id == OLIVIA.event_id(EVENT)
     assert (ANNOUNCEMENT.time, ANNOUNCEMENT.scheme, ANNOUNCEMENT.digits) == (EVENT, "olivia-v1", 20)
     assert ANNOUNCEMENT.key == ATTESTATION_KEY
     assert ANNOUNCEMENT.nonces == tuple(xonly.from_prvkey(nonce)[0] for nonce in NONCES)
@@ -125,7 +123,7 @@ def test_an_announcement_is_read_back() -> None:
 
 
 def test_an_announcement_stays_the_same_when_its_attestation_comes() -> None:
-    raw = attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
+    raw = OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
     assert raw != RAW
     assert announced(raw) == ANNOUNCEMENT
 
@@ -155,7 +153,7 @@ def nonces(change: Callable[[list[Any]], object]) -> Callable[[Json], object]:
         (without("id"), "id is None"),
         (lambda said: said | {"id": "/x/FTX"}, "event id is '/x/FTX'"),
         (lambda said: said | {"id": 5}, "id is 5"),
-        (lambda said: said | {"id": event_id(EVENT + 3600)}, "expected-outcome-time is '2021-10-04T22:00:00'"),
+        (lambda said: said | {"id": OLIVIA.event_id(EVENT + 3600)}, "expected-outcome-time is '2021-10-04T22:00:00'"),
         (without("expected-outcome-time"), "expected-outcome-time is None"),
         (without("descriptor"), "descriptor is None"),
         (descriptor(n_digits=19), "descriptor.n_digits is 19, allowed is 20"),
@@ -214,7 +212,7 @@ def test_an_answer_that_is_none(raw: bytes) -> None:
 
 def test_another_oracles_announcement_is_refused() -> None:
     with pytest.raises(WorldError, match="not by the oracle's announcement key"):
-        parse_announcement(RAW, announcement_key=ATTESTATION_KEY, attestation_key=ATTESTATION_KEY)
+        parse_announcement(RAW, announcement_key=ATTESTATION_KEY, attestation_key=ATTESTATION_KEY, scheme=OLIVIA.name)
 
 
 def test_a_nonce_that_cancels_the_key_is_refused() -> None:
@@ -229,7 +227,7 @@ def test_a_nonce_that_cancels_the_key_is_refused() -> None:
     else:
         pytest.fail("no such key among fifty")
     with pytest.raises(WorldError, match=r"nonce 1 of .* cancels the oracle's key") as refused:
-        announced(announce(EVENT, [NONCES[0], nonce, *NONCES[2:]], secret, ANNOUNCEMENT_SECRET), key)
+        announced(OLIVIA.announce(EVENT, [NONCES[0], nonce, *NONCES[2:]], secret, ANNOUNCEMENT_SECRET), key)
     assert refused.value.code == "bad_announcement"
 
 
@@ -239,7 +237,7 @@ def test_a_key_that_is_none_is_refused() -> None:
 
 
 def test_the_hash_of_announcements_is_that_of_the_specification() -> None:
-    later = announced(announce(EVENT + 3600, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET))
+    later = announced(OLIVIA.announce(EVENT + 3600, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET))
     events = b"".join(len(each.data).to_bytes(4, "big") + each.data for each in (ANNOUNCEMENT, later))
     assert announcements_hash([ANNOUNCEMENT, later]) == tagged_hash(
         "cfd/announcements", b"olivia-v1" + ATTESTATION_KEY + events
@@ -280,7 +278,7 @@ def test_a_body_without_the_member_is_not_attested() -> None:
 
 
 def claim(**changes: object) -> bytes:
-    body: Json = json.loads(attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262))
+    body: Json = json.loads(OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262))
     return json.dumps({"attestation": body["attestation"] | changes}).encode()
 
 
@@ -320,11 +318,11 @@ def test_attestations_are_verified_in_full(raw: bytes, sentence: str) -> None:
 
 def test_the_oracle_attests_no_negative_price() -> None:
     with pytest.raises(ValueError, match="price is -1"):
-        attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, -1)
+        OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, -1)
 
 
 def test_an_attestation_of_another_event_is_refused() -> None:
-    raw = attest(EVENT, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
+    raw = OLIVIA.attest(EVENT, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
     with pytest.raises(WorldError, match="scalar 0 is not"):
         parse_attestation(raw, ANNOUNCEMENT)
 

@@ -22,7 +22,15 @@ from node.regtest.treasury import Treasury
 from node.regtest.world import FIRST_BLOCKS, RunningWorld, run_world
 from node.wallet.address import to_address
 from protocols.contract.numbers import parse_price
-from protocols.contract.oracle import event_id, opening_scalar, parse_announcement, parse_attestation
+from protocols.contract.oracle import (
+    DLC,
+    OLIVIA,
+    Announcement,
+    Scheme,
+    opening_scalar,
+    parse_announcement,
+    parse_attestation,
+)
 from protocols.errors import LocalError, WorldError
 
 SOMEONE = b"\x00\x14" + bytes(range(20))
@@ -61,13 +69,14 @@ class TestWorld:
             assert taker.oracle.announcement_key == world.announcement_key.hex()
             async with httpx2.AsyncClient() as http:
                 state = (await http.get(f"{taker.regtest.control}/state")).json()
-                event = event_id((world.clock.calendar() // 3600 + 24) * 3600)
-                answer = await http.get(taker.oracle.url + event)
+                event = DLC.event_id((world.clock.calendar() // 3600 + 24) * 3600)
+                answer = await http.get(taker.oracle.url + DLC.path(event))
             assert state["height"] == FIRST_BLOCKS
             announcement = parse_announcement(
                 answer.content,
                 announcement_key=bytes.fromhex(taker.oracle.announcement_key),
                 attestation_key=bytes.fromhex(taker.oracle.attestation_key),
+                scheme=taker.oracle.scheme,
             )
             assert announcement.id == event
             host, _, port = world.electrum.partition(":")
@@ -79,7 +88,7 @@ class TestWorld:
             height = world.world.chain.height
             with trio.fail_after(30):
                 while True:
-                    answer = await http.get(world.oracle + event_id(event))
+                    answer = await http.get(world.oracle + OLIVIA.path(OLIVIA.event_id(event)))
                     if answer.json()["attestation"] is not None:
                         break
                     await trio.sleep(0.1)
@@ -178,7 +187,7 @@ class TestWorld:
                 f"{first.control}/fund", json={"address": to_address(SOMEONE, "regtest"), "amount_sat": 5000}
             )
             await http.post(f"{first.control}/mine", json={})
-            event = event_id((first.clock.calendar() // 3600 + 2) * 3600)
+            event = DLC.path(DLC.event_id((first.clock.calendar() // 3600 + 2) * 3600))
             announced = (await http.get(first.oracle + event)).content
             await http.post(f"{first.control}/price", json={"price": "77777.77"})
             wall.now += 3600 * 3
@@ -243,48 +252,67 @@ class TestOracle:
         prices = AttestedPrices(tmp_path / "attested")
         return Oracle(keys, prices, Clock(wall=wall), since=BASE, market=market)
 
-    def test_announces_for_two_days_and_attests_when_the_time_comes(self, tmp_path: Path) -> None:
+    def announced(self, oracle: Oracle, scheme: Scheme, raw: bytes) -> Announcement:
+        announcement, attestation = oracle.keys.public(scheme)
+        return parse_announcement(raw, announcement_key=announcement, attestation_key=attestation, scheme=scheme.name)
+
+    @pytest.mark.parametrize("scheme", [DLC, OLIVIA], ids=lambda scheme: scheme.name)
+    def test_announces_for_two_days_and_attests_when_the_time_comes(self, tmp_path: Path, scheme: Scheme) -> None:
         wall = Wall()
         oracle = self.oracle(tmp_path, wall)
         first = -(-BASE // 3600) * 3600
-        announcement_key, attestation_key = oracle.keys.public()
         for event in (first, (BASE + AHEAD) // 3600 * 3600):
-            raw = oracle.answer(event_id(event))
-            announcement = parse_announcement(raw, announcement_key=announcement_key, attestation_key=attestation_key)
+            raw = oracle.answer(scheme, scheme.event_id(event))
+            announcement = self.announced(oracle, scheme, raw)
             assert (announcement.time, parse_attestation(raw, announcement)) == (event, None)
             wall.now = event - 1
-            assert oracle.answer(event_id(event)) == raw
+            assert oracle.answer(scheme, announcement.id) == raw
             wall.now = event
-            attestation = parse_attestation(oracle.answer(event_id(event)), announcement)
+            attestation = parse_attestation(oracle.answer(scheme, announcement.id), announcement)
             assert attestation is not None
             assert attestation.price == 49262
             assert len(opening_scalar(attestation, announcement, "0000")) == 32
             wall.now = BASE
 
+    def test_schemes_attest_the_same_price_under_keys_and_nonces_of_their_own(self, tmp_path: Path) -> None:
+        """Two scalars of one nonce, s = p + r and s = r + e·p, would give p away."""
+        wall = Wall(BASE + 7200)
+        prices = iter(["50000", "60000"])
+        oracle = self.oracle(tmp_path, wall, market=lambda _: next(prices))
+        event = BASE // 3600 * 3600 + 3600
+        answers = {scheme: oracle.answer(scheme, scheme.event_id(event)) for scheme in (DLC, OLIVIA)}
+        announcements = {scheme: self.announced(oracle, scheme, raw) for scheme, raw in answers.items()}
+        attested = {scheme: parse_attestation(raw, announcements[scheme]) for scheme, raw in answers.items()}
+        assert [each and each.price for each in attested.values()] == [50_000, 50_000]
+        public = [x for each in announcements.values() for x in (each.key, *each.nonces)]
+        assert len(set(public)) == 42
+
     @pytest.mark.parametrize(
-        "path",
+        "name",
         [
+            "nonsense",
             "/x/BitMEX/BXBT/nonsense",
-            event_id(BASE // 3600 * 3600),  # before the world began
-            event_id((BASE + AHEAD) // 3600 * 3600 + 3600),
-            event_id(BASE // 3600 * 3600 + 5400),
+            BASE // 3600 * 3600,  # before the world began
+            (BASE + AHEAD) // 3600 * 3600 + 3600,
+            BASE // 3600 * 3600 + 5400,
         ],
     )
-    def test_other_events_are_not_announced(self, tmp_path: Path, path: str) -> None:
+    @pytest.mark.parametrize("scheme", [DLC, OLIVIA], ids=lambda scheme: scheme.name)
+    def test_other_events_are_not_announced(self, tmp_path: Path, scheme: Scheme, name: str | int) -> None:
         with pytest.raises(NotFound):
-            self.oracle(tmp_path, Wall()).answer(path)
+            self.oracle(tmp_path, Wall()).answer(scheme, name if isinstance(name, str) else scheme.event_id(name))
 
     def test_a_price_is_decided_once(self, tmp_path: Path) -> None:
         wall = Wall(BASE + 7200)
-        path = event_id(BASE // 3600 * 3600 + 3600)
-        attested = self.oracle(tmp_path, wall).answer(path)
+        event = DLC.event_id(BASE // 3600 * 3600 + 3600)
+        attested = self.oracle(tmp_path, wall).answer(DLC, event)
         # killed while writing the next one
         with (tmp_path / "attested").open("a") as file:
             file.write("17000")
         again = self.oracle(tmp_path, wall, market=lambda _: "1")
-        assert again.answer(path) == attested
-        later = event_id(BASE // 3600 * 3600 + 7200)
-        assert again.answer(later) == self.oracle(tmp_path, wall).answer(later)
+        assert again.answer(DLC, event) == attested
+        later = DLC.event_id(BASE // 3600 * 3600 + 7200)
+        assert again.answer(DLC, later) == self.oracle(tmp_path, wall).answer(DLC, later)
 
     async def test_prices_are_decided_when_the_hour_comes(
         self, tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
@@ -308,8 +336,9 @@ class TestOracle:
         assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
         assert repr(keys) == "OracleKeys()"
         assert OracleKeys.load(tmp_path / "secret") == keys
-        secrets = [keys.announcement_secret, keys.attestation_secret, *keys.nonces(3600), *keys.nonces(7200)]
-        assert len(set(secrets)) == 42
+        secrets = [keys.announcement_secret(OLIVIA), *(keys.attestation_secret(each) for each in (DLC, OLIVIA))]
+        secrets += [nonce for each in (DLC, OLIVIA) for event in (3600, 7200) for nonce in keys.nonces(each, event)]
+        assert len(set(secrets)) == 83
 
 
 class TestPrices:

@@ -34,7 +34,7 @@ from node.supervision import Service, Supervisor
 from node.wallet.interface import Wallet, run_wallet
 from node.wallet.pure import PureWallet
 from protocols.contract.funding import FundingInput
-from protocols.contract.oracle import event_id
+from protocols.contract.oracle import DLC
 from protocols.contract.schedule import HOUR, first_event
 from protocols.contract.scripts import p2tr
 from protocols.contract.signing import sign_commit, sign_contract
@@ -131,7 +131,7 @@ class Node:
         self.positions: Service[Positions] = supervisor.service(
             "positions", partial(run_positions, self.store), [self.store]
         )
-        config = OracleConfig(world.oracle, world.announcement_key, world.attestation_key)
+        config = OracleConfig(world.oracle, world.announcement_key, world.attestation_key, world.scheme)
         announcements = Announcements(self.store)
         self.oracle: Service[OracleClient] = supervisor.service(
             "oracle", partial(run_oracle, config, clock=clock, store=announcements), [self.store]
@@ -218,7 +218,7 @@ class Deal:
 
 
 def offer_on(world: RunningWorld, **changes: Any) -> Offer:
-    oracle = OracleKeys("olivia-v1", world.announcement_key, world.attestation_key)
+    oracle = OracleKeys(world.scheme, world.announcement_key, world.attestation_key)
     return evolve(OFFER, oracle=oracle, created=int(world.clock.now()), **changes)
 
 
@@ -227,7 +227,7 @@ async def deal(world: RunningWorld, node: Node, *, events: int = 2, name: str = 
     placed = order(order_id=secret("order", name)[:16], offer=offer_on(world))
     terms = placed.offer.check_order(placed.quantity, placed.leverage)
     first = first_event(world.clock.calendar())
-    ids = [event_id(first + HOUR * each) for each in range(events)]
+    ids = [DLC.event_id(first + HOUR * each) for each in range(events)]
     announcements = tuple([await node.oracle.call(OracleClient.announcement, each) for each in ids])
     attempts = {role: TRADER[role].attempt(placed.order_id) for role in Role}
     parties: dict[Role, Party] = {}

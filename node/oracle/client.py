@@ -58,7 +58,7 @@ class OracleConfig:
     url: str
     announcement_key: bytes
     attestation_key: bytes
-    scheme: str = "olivia-v1"
+    scheme: str
 
 
 Report = Callable[[str | None], object]

@@ -1,8 +1,9 @@
-"""A regtest world's oracle, which announces and attests a price every hour in the format of Olivia.
+"""A regtest world's oracle, which announces and attests a price every hour, in two schemes.
 
-``GET /x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20`` answers ``{"announcement": …, "attestation": … or
-null}``. Keys and nonces follow from one secret, so nothing but the attested prices has to be kept: those are,
-because a second price for an event would give the key away.
+``GET /dlc/btcusd1633384800`` answers in the DLC specification's records, an announcement and, later, an attestation;
+``GET /x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20`` as Olivia does, ``{"announcement": …, "attestation": … or null}``.
+Keys and nonces follow from one secret, so nothing but the attested prices has to be kept: those are, because a second
+price for an event would give the key away. For the same reason the schemes share no key and no nonce.
 """
 
 import os
@@ -19,7 +20,7 @@ from node.clock import Clock
 from node.errors import NotFound
 from node.web.problems import add_problem_handlers
 from protocols.contract.numbers import DIGITS, ORDER, parse_price, tagged_hash
-from protocols.contract.oracle import announce, attest, event_id, event_time
+from protocols.contract.oracle import DLC, OLIVIA, Scheme
 from protocols.errors import WorldError
 
 HOUR = 3600
@@ -51,21 +52,23 @@ class OracleKeys:
         number = int.from_bytes(tagged_hash("cfd/regtest-oracle", self.secret + b"/".join(purpose)), "big")
         return (number % ORDER).to_bytes(32, "big")
 
-    @property
-    def announcement_secret(self) -> bytes:
-        return self.scalar(b"announcement")
+    def announcement_secret(self, scheme: Scheme) -> bytes:
+        """The DLC specification knows one key for announcements and attestations, Olivia two."""
+        if scheme == OLIVIA:
+            return self.scalar(b"announcement", scheme.name.encode())
+        return self.attestation_secret(scheme)
 
-    @property
-    def attestation_secret(self) -> bytes:
-        return self.scalar(b"attestation")
+    def attestation_secret(self, scheme: Scheme) -> bytes:
+        return self.scalar(b"attestation", scheme.name.encode())
 
-    def public(self) -> tuple[bytes, bytes]:
+    def public(self, scheme: Scheme) -> tuple[bytes, bytes]:
         """The announcement key and the attestation key, x-only."""
-        return xonly.from_prvkey(self.announcement_secret)[0], xonly.from_prvkey(self.attestation_secret)[0]
+        announcement, attestation = self.announcement_secret(scheme), self.attestation_secret(scheme)
+        return xonly.from_prvkey(announcement)[0], xonly.from_prvkey(attestation)[0]
 
-    def nonces(self, event: int) -> list[bytes]:
-        time = event.to_bytes(8, "big")
-        return [self.scalar(b"nonce", time, bytes([index])) for index in range(DIGITS)]
+    def nonces(self, scheme: Scheme, event: int) -> list[bytes]:
+        of = scheme.name.encode(), event.to_bytes(8, "big")
+        return [self.scalar(b"nonce", *of, bytes([index])) for index in range(DIGITS)]
 
 
 class AttestedPrices:
@@ -103,23 +106,21 @@ class Oracle:
         self._market = market
         self._announced = lru_cache(256)(self._announce)
 
-    def answer(self, path: str) -> bytes:
-        """The JSON for an event id (its path with the query); raises `NotFound` for one that is not announced."""
+    def answer(self, scheme: Scheme, event_id: str) -> bytes:
+        """What there is to say about the event of this id; raises `NotFound` for one that is not announced."""
         try:
-            event = event_time(path)
+            event = scheme.event_time(event_id)
         except ValueError as error:
             raise NotFound("no_such_event", str(error)) from error
         now = self._clock.calendar()
         first, last = self._since + 1, now + AHEAD
         if event % HOUR or not first <= event <= last:
-            allowed = f"{event_id(-(-first // HOUR) * HOUR)} to {event_id(last // HOUR * HOUR)}, hourly"
-            raise NotFound("no_such_event", f"event {path} is not announced; those from {allowed}, are")
+            allowed = f"{scheme.event_id(-(-first // HOUR) * HOUR)} to {scheme.event_id(last // HOUR * HOUR)}, hourly"
+            raise NotFound("no_such_event", f"event {event_id} is not announced; those from {allowed}, are")
         if event > now:
-            return self._announced(event)
+            return self._announced(scheme, event)
         price = self._prices.decide(event, _attested(self._market(event)))
-        return attest(
-            event, self.keys.nonces(event), self.keys.attestation_secret, self.keys.announcement_secret, price
-        )
+        return scheme.attest(event, *self._secrets(scheme, event), price)
 
     async def run(self) -> None:
         """Decide each hour's price when it comes, whether or not anybody asks."""
@@ -130,8 +131,12 @@ class Oracle:
                 self._prices.decide(event, _attested(self._market(event)))
             await trio.sleep(max(0.001, self._clock.wall_seconds(event + HOUR - now)))
 
-    def _announce(self, event: int) -> bytes:
-        return announce(event, self.keys.nonces(event), self.keys.attestation_secret, self.keys.announcement_secret)
+    def _announce(self, scheme: Scheme, event: int) -> bytes:
+        return scheme.announce(event, *self._secrets(scheme, event))
+
+    def _secrets(self, scheme: Scheme, event: int) -> tuple[list[bytes], bytes, bytes]:
+        keys = self.keys
+        return keys.nonces(scheme, event), keys.attestation_secret(scheme), keys.announcement_secret(scheme)
 
 
 def oracle_app(oracle: Oracle) -> FastAPI:
@@ -139,9 +144,16 @@ def oracle_app(oracle: Oracle) -> FastAPI:
     app = FastAPI(title="regtest oracle", docs_url=None, redoc_url=None, openapi_url=None)
     add_problem_handlers(app)
 
+    def answered(scheme: Scheme, event_id: str) -> Response:
+        return Response(oracle.answer(scheme, event_id), media_type=scheme.media_type)
+
+    @app.get("/dlc/{event_id}")
+    async def dlc(event_id: str) -> Response:
+        return answered(DLC, event_id)
+
     @app.get("/x/{path:path}")
-    async def event(path: str, request: Request) -> Response:
-        return Response(oracle.answer(f"/x/{path}?{request.url.query}"), media_type="application/json")
+    async def olivia(path: str, request: Request) -> Response:
+        return answered(OLIVIA, f"/x/{path}?{request.url.query}")
 
     return app
 

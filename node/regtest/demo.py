@@ -27,7 +27,7 @@ from attrs import Factory, asdict, define, field, frozen
 from bitcoin.core import CTransaction
 
 from node.clock import Clock
-from protocols.contract.oracle import event_time
+from protocols.contract.oracle import scheme_named
 from protocols.contract.outcomes import covering, settlement_outcomes
 from protocols.contract.payout import Payout
 from protocols.contract.terms import Role, Side, Terms, Timelocks
@@ -298,7 +298,7 @@ class Demo:
             await trio.sleep(min(0.25, self._calendar.wall_seconds(left)))
         position = await self.reaches(taker, order_id, "settling", "settled")
         settlement = position["settlement"]
-        if event_time(settlement["event"]) != expiry:
+        if scheme_named(position["contract"]["oracle"]).event_time(settlement["event"]) != expiry:
             raise DemoFailed(f"it was settled by {settlement['event']}, before its expiry")
         return f"The hour of expiry comes, and the oracle attests {settlement['price']} USD in {settlement['event']}."
 

@@ -57,7 +57,10 @@ class RunningWorld:
     """WebSocket URL"""
     control: str
     """URL"""
-    oracle_keys: OracleKeys
+    announcement_key: bytes
+    attestation_key: bytes
+    scheme: str
+    """The oracle's default; the keys are those of this scheme."""
     clock: Clock
     world: World = field(repr=False)
 
@@ -99,13 +102,16 @@ async def run_world(
         keys = OracleKeys.load(config.data / "oracle.secret", entropy)
         attested = AttestedPrices(config.data / "oracle.attested")
         oracle = Oracle(keys, attested, clock, since=int(anchor), market=market.at)
+        announcement_key, attestation_key = keys.public(DLC)
         running = RunningWorld(
             config=world_file,
             electrum=f"127.0.0.1:{_port(at_electrum)}",
             oracle=f"http://127.0.0.1:{_port(at_oracle)}",
             exchange=f"ws://127.0.0.1:{_port(at_exchange)}{EXCHANGE_PATH}",
             control=f"http://127.0.0.1:{_port(at_control)}",
-            oracle_keys=keys,
+            announcement_key=announcement_key,
+            attestation_key=attestation_key,
+            scheme=DLC.name,
             clock=clock,
             world=world,
         )
@@ -118,7 +124,7 @@ async def run_world(
             await nursery.start(serve, CrashGuard(control_app(world)), [at_control])
             nursery.start_soon(oracle.run)
             nursery.start_soon(_mine_on_schedule, world)
-            _write(world_file, running)
+            _write(world_file, running, keys)
             _log.info("the world is up", config=str(world_file), height=chain.height, control=running.control)
             task_status.started(running)
 
@@ -165,10 +171,9 @@ class _Before:
         return cls(anchor, *ports)
 
 
-def _write(world_file: Path, running: RunningWorld) -> None:
+def _write(world_file: Path, running: RunningWorld, keys: OracleKeys) -> None:
     """A whole file or none, so that who waits for it never reads half of it."""
-    announcement_key, attestation_key = _hex(running.oracle_keys.public(DLC))
-    olivia = _hex(running.oracle_keys.public(OLIVIA))
+    announcement_key, attestation_key = keys.public(OLIVIA)
     text = f"""\
 # written by cfdnode regtest: cfdnode maker --config and cfdnode taker --config read it
 network = "regtest"
@@ -181,11 +186,13 @@ anchor = {running.clock.anchor!r}
 
 [oracle]
 url = "{running.oracle}"
-announcement_key = "{announcement_key}"
-attestation_key = "{attestation_key}"
-scheme = "{DLC.name}"
-# the same oracle speaks {OLIVIA.name}, with announcement_key {olivia[0]}
-# and attestation_key {olivia[1]}
+announcement_key = "{running.announcement_key.hex()}"
+attestation_key = "{running.attestation_key.hex()}"
+scheme = "{running.scheme}"
+# it speaks another scheme, too:
+# announcement_key = "{announcement_key.hex()}"
+# attestation_key = "{attestation_key.hex()}"
+# scheme = "{OLIVIA.name}"
 
 [prices]
 url = "{running.exchange}"
@@ -196,10 +203,6 @@ control = "{running.control}"
     new = world_file.with_suffix(".new")
     new.write_text(text, encoding="utf-8")
     new.replace(world_file)
-
-
-def _hex(keys: tuple[bytes, bytes]) -> tuple[str, str]:
-    return keys[0].hex(), keys[1].hex()
 
 
 def _listen(port: int, before: int) -> socket.socket:

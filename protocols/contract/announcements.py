@@ -57,6 +57,8 @@ class Scheme(Protocol):
     @property
     def name(self) -> str: ...
 
+    def __hash__(self) -> int: ...
+
     @property
     def media_type(self) -> str:
         """Of the oracle's answers over HTTP."""

@@ -35,10 +35,10 @@ __all__ = [
     "parse_announcement",
     "parse_attestation",
     "price_digits",
+    "scheme_named",
 ]
 
 SCHEMES: Mapping[str, Scheme] = {each.name: each for each in (DLC, DLC_SHA256, OLIVIA)}
-event_id, event_time, announce, attest = OLIVIA.event_id, OLIVIA.event_time, OLIVIA.announce, OLIVIA.attest
 
 
 def scheme_named(name: str) -> Scheme:
@@ -48,14 +48,14 @@ def scheme_named(name: str) -> Scheme:
     return scheme
 
 
-def parse_announcement(
-    raw: bytes, *, announcement_key: bytes, attestation_key: bytes, scheme: str = OLIVIA.name
-) -> Announcement:
-    """The announcement in an oracle's HTTP answer, checked in full; both keys are x-only.
+def parse_announcement(raw: bytes, *, announcement_key: bytes, attestation_key: bytes, scheme: str) -> Announcement:
+    """The announcement in an oracle's HTTP answer, checked in full; both keys are x-only, `scheme` is a name.
 
     The caller compares `id` with the event it asked for. Raises `WorldError` (bad_announcement).
     """
-    return SCHEMES[scheme].parse_announcement(raw, announcement_key=announcement_key, attestation_key=attestation_key)
+    return scheme_named(scheme).parse_announcement(
+        raw, announcement_key=announcement_key, attestation_key=attestation_key
+    )
 
 
 def parse_attestation(raw: bytes, announcement: Announcement) -> Attestation | None:
