@@ -344,7 +344,7 @@ def _ask(method: str, url: str, path: str, token: str) -> Any:
         if not hostname or place.scheme != "http":
             raise ValueError
     except ValueError:
-        raise LocalError("bad_flags", f"health: the API's URL {url!r} is not http://host:port") from None
+        raise LocalError("bad_flags", f"the API's URL {url!r} is not http://host:port") from None
     try:
         connection = http.client.HTTPConnection(hostname, port, timeout=10)
         try:

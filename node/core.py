@@ -120,6 +120,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
                 task_status.started(await nursery.start(partial(run_wallet, opened, report=wallet)))
                 async for _ in client.tips():
                     await opened.sync()
+                    wallet.fresh()
 
     wallet = supervisor.service("wallet", run_bdk, [chain, forward])
     positions = supervisor.service("positions", partial(run_positions, store), [store])

@@ -19,6 +19,7 @@ from node.offers import OfferBoard, OrderDesk, Policy
 from node.quoting import Quoting
 from node.setup import Setup
 from node.supervision import Service
+from node.web.sockets import url_of
 from protocols import contract_setup, offers
 from protocols.codec import Rejected
 from protocols.contract.terms import Role
@@ -140,5 +141,11 @@ class Maker:
 async def run(config: MakerConfig, api_socket: socket.socket) -> None:
     """Run a maker until cancelled."""
     maker = Maker.build(config, api_socket)
-    log.info("maker", identity=str(maker.core.identity.public), network=config.network)
+    log.info(
+        "maker",
+        identity=str(maker.core.identity.public),
+        network=config.network,
+        api=url_of(api_socket),
+        listen=str(config.listen),
+    )
     await maker.core.supervisor.run()

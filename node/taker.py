@@ -20,6 +20,7 @@ from node.position.book import Positions
 from node.position.commands import place_order
 from node.setup import Setup
 from node.supervision import Service, leaves
+from node.web.sockets import url_of
 from protocols import contract_setup, identify, offers, ping
 from protocols.contract.numbers import BadNumber
 from protocols.contract.terms import Role
@@ -201,5 +202,5 @@ async def _run_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
 async def run(config: TakerConfig, api_socket: socket.socket) -> None:
     """Run a taker until cancelled."""
     taker = Taker.build(config, api_socket)
-    log.info("taker", identity=str(taker.core.identity.public), network=config.network)
+    log.info("taker", identity=str(taker.core.identity.public), network=config.network, api=url_of(api_socket))
     await taker.core.supervisor.run()

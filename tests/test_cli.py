@@ -124,7 +124,7 @@ def test_a_data_directory_in_use_is_one_line_and_nothing_is_touched(
 def test_the_apis_url_is_checked(refuses: Refuses, tmp_path: Path, url: str) -> None:
     (tmp_path / "api.token").write_text("token")
     (tmp_path / "api.url").write_text(url)
-    assert refuses("health", "--data", tmp_path) == f"health: the API's URL {url!r} is not http://host:port"
+    assert refuses("health", "--data", tmp_path) == f"the API's URL {url!r} is not http://host:port"
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
