@@ -41,7 +41,7 @@ Files = Annotated[list[Path] | None, typer.Option("--config", help="TOML file; m
 Text = str | None
 Texts = list[str] | None
 Data = Annotated[Text, _flag("Data directory.")]
-Network = Annotated[Text, _flag("regtest or signet.")]
+Network = Annotated[Text, _flag("mainnet, signet, testnet4 or regtest.")]
 Electrum = Annotated[Texts, _flag("Electrum server, host:port or ssl://host:port; may be repeated.")]
 Api = Annotated[Text, _flag("127.0.0.1:port of the HTTP API; port 0 lets the system choose.")]
 FeeRate = Annotated[Text, _flag("Satoshis per virtual byte when the chain's estimate says nothing.")]

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from attrs import frozen
 from pydantic import (
@@ -29,17 +29,13 @@ from pydantic import (
 from node import files
 from node.clock import Clock
 from node.errors import ConfigError
+from node.networks import NAMES, NETWORKS, chain_named
 from protocols.contract.numbers import BadNumber, parse_part
-from protocols.contract.terms import REGTEST_TIMELOCKS, Timelocks
+from protocols.contract.terms import Timelocks
 from protocols.errors import LocalError
 
 PREFIX = "CFDNODE_"
 """Of the environment's variables: ``CFDNODE_DATA``, ``CFDNODE_ORACLE__URL``; lists are separated by commas."""
-
-GENESIS = {
-    "regtest": "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206",
-    "signet": "00000008819873e925422c1ff0f99f7cc9bbb232af63a077a480a3633bee1ef6",
-}
 
 Tree = dict[str, Any]
 
@@ -73,8 +69,8 @@ def _loopback(text: object) -> HostPort:
 
 
 def _network(name: object) -> object:
-    if name not in GENESIS:
-        raise ValueError("is not a network that this version knows; allowed are regtest and signet")
+    if name not in NETWORKS:
+        raise ValueError(f"is not a network that this version knows; allowed are {NAMES}")
     return name
 
 
@@ -107,6 +103,12 @@ def _step(text: object) -> object:
 
 class _Sentence(ValueError):
     """What is wrong with a value, as a sentence that shows the value itself."""
+
+
+def _hosts(servers: Sequence[str]) -> set[str]:
+    from node.chain.servers import ServerAddress
+
+    return {ServerAddress.parse(text).host.lower() for text in servers}
 
 
 def _electrum_server(text: object) -> str:
@@ -171,7 +173,7 @@ Key = Annotated[str, BeforeValidator(_key)]
 Url = Annotated[str, BeforeValidator(_url)]
 Step = Annotated[str, BeforeValidator(_step)]
 FeedUrl = Annotated[str, BeforeValidator(_feed_url)]
-Network = Annotated[Literal["regtest", "signet"], BeforeValidator(_network)]
+NetworkName = Annotated[str, BeforeValidator(_network)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -242,9 +244,13 @@ class LogTable(_Table):
 class NodeConfig(_Table):
     """What a maker and a taker have in common."""
 
-    network: Network
+    role: ClassVar[str]
+    ports: ClassVar[Mapping[str, int]]
+    """The default ports on mainnet by field; `node.networks` says by how much others differ."""
+
+    network: NetworkName
     data: DataDirectory
-    """The data directory: seed, store, wallet, API token."""
+    """The data directory: seed, store, wallet, API token. ``~/.cfdnode/<network>/<role>`` unless said otherwise."""
     electrum: ElectrumServers
     oracle: OracleTable
     api: LoopbackAddress
@@ -253,16 +259,36 @@ class NodeConfig(_Table):
     fee_rate: FeeRateTable = FeeRateTable()
     log: LogTable = LogTable()
     genesis: Key = ""
-    """The hash of the chain's first block; of the network unless said otherwise."""
+    """The hash of the chain's first block; where it is given, it must be the network's."""
     regtest: RegtestTable | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Tree) -> Tree:
-        network = values.get("network")
-        if isinstance(network, str) and network in GENESIS:
-            values = {"genesis": GENESIS[network], **values}
-        return values
+        name = values.get("network")
+        known = NETWORKS.get(name) if isinstance(name, str) else None
+        network = known or NETWORKS["mainnet"]  # then the name is refused, and it alone
+        defaults = {field: HostPort("127.0.0.1", port + network.port_offset) for field, port in cls.ports.items()}
+        return {"data": f"~/.cfdnode/{network.name}/{cls.role}", "genesis": network.genesis_hex, **defaults, **values}
+
+    @field_validator("electrum")
+    @classmethod
+    def _independent(cls, servers: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        network = NETWORKS.get(info.data.get("network", ""))
+        if network is not None and len(hosts := _hosts(servers)) < network.electrum_servers:
+            raise _Sentence(
+                f"{network.name} asks for {network.electrum_servers} independent Electrum servers, on different hosts:"
+                f" one that hid a commit would cost you the contract; given is only {', '.join(sorted(hosts))}"
+            )
+        return servers
+
+    @field_validator("genesis")
+    @classmethod
+    def _of_the_network(cls, genesis: str, info: ValidationInfo) -> str:
+        network = NETWORKS.get(info.data.get("network", ""))
+        if network is not None and genesis != network.genesis_hex:
+            raise _Sentence(f"{genesis} is that of {chain_named(genesis)}, and the network is {network.name}")
+        return genesis
 
     @field_validator("clock", "regtest")
     @classmethod
@@ -278,16 +304,17 @@ class NodeConfig(_Table):
     @property
     def timelocks(self) -> Timelocks:
         """The relative locks of this network's contracts: the maker offers them, the taker takes no others."""
-        return REGTEST_TIMELOCKS if self.network == "regtest" else Timelocks()
+        return NETWORKS[self.network].timelocks
 
     def make_clock(self) -> Clock:
         return Clock(hour=self.clock.hour, anchor=self.clock.anchor)
 
 
 class MakerConfig(NodeConfig):
-    data: DataDirectory = Path("~/.cfdnode/maker")
-    api: LoopbackAddress = HostPort("127.0.0.1", 9811)
-    listen: Address = HostPort("127.0.0.1", 9810)
+    role = "maker"
+    ports = {"listen": 9810, "api": 9811}
+
+    listen: Address
     """Where takers connect."""
     public: Address | None = None
     """What takers are told to dial, if it is not `listen`."""
@@ -307,15 +334,16 @@ class MakerConfig(NodeConfig):
 
 
 class TakerConfig(NodeConfig):
-    data: DataDirectory = Path("~/.cfdnode/taker")
-    api: LoopbackAddress = HostPort("127.0.0.1", 9821)
+    role = "taker"
+    ports = {"api": 9821}
+
     makers: PeerAddresses = ()
 
 
 class WorldConfig(_Table):
     """A regtest world: see `node.regtest.world`."""
 
-    data: DataDirectory = Path("~/.cfdnode/regtest")
+    data: DataDirectory = Path("~/.cfdnode/regtest/world")
     hour: Seconds = 3600.0
     """Seconds that an hour takes; a block comes every sixth of it."""
     prices: Path | None = None

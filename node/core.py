@@ -15,7 +15,6 @@ from node import files
 from node.chain.broadcast import Broadcaster
 from node.chain.electrum import ElectrumClient, run_electrum
 from node.chain.forward import Forwarder
-from node.chain.headers import NETWORKS
 from node.chain.monitor import Monitor
 from node.chain.servers import Servers
 from node.clock import Clock
@@ -25,14 +24,17 @@ from node.eventstore.sqlite import run_store
 from node.network.address import Identity
 from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
+from node.networks import NETWORKS
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
 from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
+from node.position.bumping import Bumper
 from node.position.keeper import AttestationKeeper, ChainKeeper
 from node.prices import Feed
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
+from node.wallet.holds import CoinHolds
 from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.workers import keep_warm
@@ -80,7 +82,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
     identity = Identity(seed.node_identity())
     supervisor = Supervisor(clock=clock)
     monitor, broadcaster, forwarder = Monitor(), Broadcaster(clock), Forwarder()
-    servers = Servers(config.electrum)
+    servers, holds = Servers(config.electrum), CoinHolds()
     core: Core
 
     async def run_web(*, task_status: trio.TaskStatus[None]) -> None:
@@ -165,6 +167,13 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
     locks = supervisor.service("locks", run_locks, [positions])
     supervisor.service("attestations", AttestationKeeper(positions, oracle).run, [positions, oracle])
 
+    bumper = Bumper(positions, chain, wallet, broadcaster, holds, config.fee_rate)
+
+    async def run_bumping(*, task_status: trio.TaskStatus[None]) -> None:
+        await bumper.run(report=bumping, task_status=task_status)
+
+    bumping = supervisor.service("bumping", run_bumping, [positions, chain, wallet])
+
     async def run_endpoint(*, task_status: trio.TaskStatus[Endpoint]) -> None:
         endpoint = Endpoint(identity)
         endpoint.handle(ping.PROTOCOL.path, answering(ping.PROTOCOL, lambda _: (ping.listener(), Host())))
@@ -187,6 +196,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         wallet=wallet,
         oracle=oracle,
         seed=seed.secret,
+        holds=holds,
     )
     core = Core(
         config=config,

@@ -20,9 +20,9 @@ from bitcoin.core import (
 from bitcoin.core.script import CScript, CScriptWitness
 
 from node.chain.electrum import ElectrumClient, run_electrum
-from node.chain.headers import NETWORKS
 from node.chain.session import ServerLost
 from node.clock import Clock
+from node.networks import NETWORKS
 from node.regtest.electrum_methods import PROTOCOL_MAX, Methods
 from node.regtest.electrum_server import ElectrumServer
 from tests.test_regtest_mempool import COIN, HOME, TRUE, World

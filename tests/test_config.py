@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import GENESIS, HostPort, MakerConfig, NodeConfig, TakerConfig, WorldConfig, load
+from node.config import HostPort, MakerConfig, NodeConfig, TakerConfig, WorldConfig, load
 from node.errors import ConfigError
+from node.networks import NETWORKS
 
 KEY = "dd" * 32
 MAKER = f"{'02' * 32}@maker.example:9810"
@@ -41,7 +42,7 @@ def test_a_world_is_read_by_both_roles(world: Path) -> None:
         assert config.oracle.url == "http://127.0.0.1:8080"
         assert config.regtest is not None
         assert config.regtest.control == "http://127.0.0.1:8081"
-        assert config.genesis == GENESIS["regtest"]
+        assert config.genesis == NETWORKS["regtest"].genesis_hex
         clock = config.make_clock()
         assert (clock.hour, clock.anchor) == (2.0, 1700000000.5)
         assert config.data.is_absolute()
@@ -86,7 +87,7 @@ def test_the_clock_is_the_real_one_when_nothing_is_said(world: Path) -> None:
     text = world.read_text().replace("[clock]\nhour = 2\nanchor = 1700000000.5\n", "")
     world.write_text(text.replace("regtest", "signet").replace('[signet]\ncontrol = "http://127.0.0.1:8081"\n', ""))
     config = load(TakerConfig, paths=[world], environ={})
-    assert (config.network, config.genesis) == ("signet", GENESIS["signet"])
+    assert (config.network, config.genesis) == ("signet", NETWORKS["signet"].genesis_hex)
     assert config.make_clock().hour == 3600
 
 
@@ -100,7 +101,7 @@ def refusal(kind: type[MakerConfig] | type[TakerConfig] | type[WorldConfig], pat
 @pytest.mark.parametrize(
     ("flag", "value", "told"),
     [
-        ("network", "mainnet", "--network: 'mainnet' is not a network that this version knows; allowed"),
+        ("network", "bitcoin", "--network: 'bitcoin' is not a network that this version knows; allowed are mainnet,"),
         ("api", "0.0.0.0:1", "--api: '0.0.0.0:1' is not an address of this machine alone"),
         ("listen", "here", "--listen: 'here' is not host:port, with a port of 0 to 65535 and IPv6 hosts in brackets"),
         ("listen", "::1:99", "--listen: '::1:99' is not host:port, with a port"),

@@ -4,26 +4,27 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.chain.headers import (
-    NETWORKS,
     PERIOD,
     SIZE,
     BadHeader,
     Headers,
-    Network,
     compact,
     header_hash,
     merkle_root,
     next_bits,
     target,
 )
+from node.networks import NETWORKS
 
 EASY = 0x207FFFFF
 REGTEST = NETWORKS["regtest"]
-STRICT = Network("easy, and yet it changes its difficulty", b"", EASY, retargets=True)
+STRICT = evolve(REGTEST, retargets=True)
+"""Easy, and yet it changes its difficulty."""
 
 
 def ground(before: bytes, time: int, bits: int = EASY, *, root: bytes = bytes(32)) -> bytes:
@@ -156,7 +157,7 @@ def test_the_first_block_is_the_networks() -> None:
     ],
 )
 def test_the_difficulty_changes_as_bitcoins_did(bits: int, timespan: int, after: int) -> None:
-    assert next_bits(bits, timespan, target(NETWORKS["bitcoin"].easiest_bits)) == after
+    assert next_bits(bits, timespan, target(NETWORKS["mainnet"].easiest_bits)) == after
 
 
 HARDER = next_bits(EASY, (PERIOD - 1) * 300, target(EASY))

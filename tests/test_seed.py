@@ -112,15 +112,15 @@ def test_bip32_derivation() -> None:
 
 def test_bip86_addresses() -> None:
     # BIP86, "Test vectors"
-    account = Account(Seed.from_words(ABOUT).secret, "bitcoin")
+    account = Account(Seed.from_words(ABOUT).secret, "mainnet")
     for chain, index, address in [
         (RECEIVE, 0, "bc1p5cyxnuxmeuwuvkwfem96lqzszd02n6xdcjrs20cac6yqjjwudpxqkedrcr"),
         (RECEIVE, 1, "bc1p4qhjn9zdvkux4e44uhx8tc55attvtyu358kutcqkudyccelu0was9fqzwh"),
         (CHANGE, 0, "bc1p3qkhfews2uk44qtvauqyr2ttdsw7svhkl9nkm9s9c3x4ax5h60wqwruhk7"),
     ]:
         script = account.script(chain, index)
-        assert to_address(script, "bitcoin") == address
-        assert to_script(address, "bitcoin") == script
+        assert to_address(script, "mainnet") == address
+        assert to_script(address, "mainnet") == script
 
 
 @pytest.mark.parametrize("address", ["", "x" * 500, "bc1p5cyxnuxmeuwuvkwfem96lqzszd02n6xdcjrs20cac6yqjjwudpxqkedrcr"])

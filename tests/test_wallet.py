@@ -286,5 +286,5 @@ async def test_is_mine(open_wallet: Opener) -> None:
     account = Account(seed.secret, "regtest")
     assert await wallet.is_mine(account.script(CHANGE, LOOKAHEAD - 1))
     assert not await wallet.is_mine(account.script(CHANGE, LOOKAHEAD + 200))
-    for script in (MINERS, b"", Account(seed.secret, "bitcoin").script(RECEIVE, 0)):
+    for script in (MINERS, b"", Account(seed.secret, "mainnet").script(RECEIVE, 0)):
         assert not await wallet.is_mine(script)

@@ -14,12 +14,12 @@ from attrs import Factory, define, evolve, field, frozen
 
 from node.chain.broadcast import Broadcaster
 from node.chain.electrum import ElectrumClient, run_electrum
-from node.chain.headers import NETWORKS
 from node.chain.monitor import Monitor
 from node.config import FeeRateTable, WorldConfig
 from node.eventstore.interface import EventStore
 from node.eventstore.memory import MemoryBackend, run_memory_store
 from node.health import State
+from node.networks import NETWORKS
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
 from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper

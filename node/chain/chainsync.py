@@ -3,9 +3,10 @@
 import trio
 from attrs import field, frozen
 
-from node.chain.headers import SIZE, BadHeader, Headers, Network, header_hash
+from node.chain.headers import SIZE, BadHeader, Headers, header_hash
 from node.chain.latest import Latest
 from node.chain.session import Session
+from node.networks import Network
 
 WINDOW = 144
 """Headers asked for at the start; older ones follow when a proof needs them."""

@@ -20,11 +20,12 @@ from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 
 from node.chain.chainsync import ChainSync, Moved, Tip
-from node.chain.headers import Network, header_hash, merkle_root
+from node.chain.headers import header_hash, merkle_root
 from node.chain.latest import Changes
 from node.chain.servers import ServerAddress, Servers
 from node.chain.session import ServerError, ServerLost, Session, printable
 from node.clock import Clock
+from node.networks import Network, chain_named
 from protocols.errors import WorldError
 
 AGENT = "cfdnode"
@@ -293,12 +294,8 @@ class ElectrumClient:
                     self.takes_packages = _version(version) >= PACKAGES
             features = await self.request("server.features")
             found = features.get("genesis_hash") if isinstance(features, dict) else None
-            wanted = self._network.genesis[::-1].hex()
-            if found != wanted:
-                raise self._session.lied(
-                    f"is on another chain: its first block is {printable(str(found), 80)}, that of"
-                    f" {self._network.name} is {wanted}"
-                )
+            if found != self._network.genesis_hex:
+                raise self._session.lied(f"is on {printable(chain_named(found))}, this node on {self._network.name}")
             await self._chain.catch_up()
             return
         raise self._session.lied(f"did not greet within {GREETING_TIMEOUT:g} seconds")

@@ -8,44 +8,14 @@ No input and no output here.
 import hashlib
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
+from node.networks import Network
 
 SIZE = 80
 PERIOD = 2016
 """Blocks between two changes of the difficulty."""
 _TIMESPAN = PERIOD * 600
-
-
-@frozen
-class Network:
-    """What a chain's headers must satisfy."""
-
-    name: str
-    genesis: bytes
-    """Hash of the first block, internal byte order."""
-    easiest_bits: int
-    """The largest target allowed, in its compact form."""
-    retargets: bool
-
-
-def _network(name: str, genesis: str, easiest_bits: int, *, retargets: bool) -> Network:
-    return Network(name, bytes.fromhex(genesis)[::-1], easiest_bits, retargets)
-
-
-NETWORKS = {
-    network.name: network
-    for network in (
-        _network(
-            "bitcoin", "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f", 0x1D00FFFF, retargets=True
-        ),
-        _network(
-            "signet", "00000008819873e925422c1ff0f99f7cc9bbb232af63a077a480a3633bee1ef6", 0x1E0377AE, retargets=True
-        ),
-        _network(
-            "regtest", "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206", 0x207FFFFF, retargets=False
-        ),
-    )
-}
+_LATE = 20 * 60
+_TIME_WARP = 600
 
 
 class BadHeader(Exception):
@@ -123,6 +93,7 @@ class Headers:
             start = (height - base) * SIZE
             return raw[start : start + SIZE] if start >= 0 else known(height)
 
+        normal = self._normal_bits(base, at)
         for height in range(base, base + len(raw) // SIZE):
             header, before = at(height), at(height - 1)
             assert header is not None
@@ -137,16 +108,39 @@ class Headers:
             if int.from_bytes(block_hash, "little") > target(bits):
                 raise BadHeader(f"the header at height {height} lacks its proof of work")
             if before is not None:
-                self._check_bits(height, bits, before, at(height - PERIOD))
+                self._check_bits(height, header, before, at(height - PERIOD), normal)
+            if self._is_normal(height, bits):
+                normal = bits
 
-    def _check_bits(self, height: int, bits: int, before: bytes, first: bytes | None) -> None:
-        """`before` is the header at height − 1, `first` the one at height − 2016 if we have it."""
-        if not self._network.retargets or height % PERIOD:
-            allowed = bits == _bits(before)
+    def _is_normal(self, height: int, bits: int) -> bool:
+        """Whether a block surely has its period's target, not one that BIP94 grants because it is late."""
+        return not self._network.bip94 or height % PERIOD == 0 or bits != self._network.easiest_bits
+
+    def _normal_bits(self, base: int, at: Callable[[int], bytes | None]) -> int | None:
+        """The target of the period that the block below `base` is in; None when no header that we have shows it."""
+        for height in range(base - 1, base - 1 - PERIOD, -1):
+            if (header := at(height)) is None:
+                break
+            if self._is_normal(height, _bits(header)):
+                return _bits(header)
+        return None
+
+    def _check_bits(self, height: int, header: bytes, before: bytes, first: bytes | None, normal: int | None) -> None:
+        """`before` is the header at height − 1, `first` the one at height − 2016 if we have it; `normal` is the target
+        of the period that `before` is in, if known."""
+        bits, network = _bits(header), self._network
+        if network.bip94 and height % PERIOD == 0 and _time(header) < _time(before) - _TIME_WARP:
+            raise BadHeader(f"the header at height {height} begins a period before the last one has ended")
+        if network.bip94 and height % PERIOD and _time(header) > _time(before) + _LATE:
+            allowed = bits == network.easiest_bits
+        elif normal is None:
+            allowed = True
+        elif not network.retargets or height % PERIOD:
+            allowed = bits == normal
         elif first is not None:
-            allowed = bits == next_bits(_bits(before), _time(before) - _time(first), self._easiest)
+            allowed = bits == next_bits(_bits(first), _time(before) - _time(first), self._easiest)
         else:  # without the period's first header only the bounds of a change are known
-            hardest, easiest = (next_bits(_bits(before), span, self._easiest) for span in (0, 8 * _TIMESPAN))
+            hardest, easiest = (next_bits(normal, span, self._easiest) for span in (0, 8 * _TIMESPAN))
             allowed = target(hardest) <= target(bits) <= target(easiest)
         if not allowed:
             raise BadHeader(f"the header at height {height} has the target {bits:08x} after {_bits(before):08x}")

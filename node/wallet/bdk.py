@@ -22,7 +22,8 @@ from bitcoin.core import CTransaction
 from node.clock import Clock
 from node.errors import NeedsUser
 from node.eventstore.interface import RunBlocking
-from node.wallet.address import NETWORKS
+from node.networks import NETWORKS
+from node.wallet.address import BDK
 from node.wallet.bip86 import CHANGE, RECEIVE
 from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, OutPoint, Wallet, our_inputs
 from node.wallet.seed import Seed
@@ -79,7 +80,7 @@ class BdkWallet(Wallet):
         clock: Clock | None = None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> "BdkWallet":
-        """The wallet of a seed on a network (``bitcoin``, ``signet``, ``regtest``), its database in the file `path`.
+        """The wallet of a seed on a network (of `node.networks`), its database in the file `path`.
 
         `electrum` is asked for ``host:port`` at each sync: the endpoint's port changes when its service restarts. What
         it raises, `sync` raises. A database that is missing is made. Raises `NeedsUser` for one that is corrupt or of
@@ -215,12 +216,7 @@ _SIGN = bdk.SignOptions(
 
 
 def _open(seed: Seed, network: str, path: Path) -> tuple[bdk.Wallet, bdk.Persister]:
-    kind = bdk.NetworkKind.MAIN if network == "bitcoin" else bdk.NetworkKind.TEST
-    key = bdk.DescriptorSecretKey(kind, bdk.Mnemonic.from_string(seed.words), None)
-    receive, change = (
-        bdk.Descriptor.new_bip86(key, keychain, kind)
-        for keychain in (bdk.KeychainKind.EXTERNAL, bdk.KeychainKind.INTERNAL)
-    )
+    receive, change = _descriptors(seed, NETWORKS[network].coin_type)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds no secret, but all of the owner's history
@@ -228,28 +224,58 @@ def _open(seed: Seed, network: str, path: Path) -> tuple[bdk.Wallet, bdk.Persist
         try:
             wallet = bdk.Wallet.load(receive, change, persister, LOOKAHEAD)
         except bdk.LoadWithPersistError.CouldNotLoad:  # empty: new, or lost
-            wallet = bdk.Wallet(receive, change, NETWORKS[network], persister, LOOKAHEAD)
+            wallet = bdk.Wallet(receive, change, BDK[network], persister, LOOKAHEAD)
     except OSError as error:
         raise WorldError("wallet_disk", f"{path}: {error.strerror}") from error
     # What BDK says of these may quote keys, so it stays out of the sentence and of the traceback.
     except bdk.LoadWithPersistError.InvalidChangeSet:
-        raise _of_another(path) from None
+        raise _of_another(path, network, _network_of(seed, path, coin_type=1 - NETWORKS[network].coin_type)) from None
     except (bdk.PersistenceError, bdk.LoadWithPersistError, bdk.CreateWithPersistError):
         raise NeedsUser(
             f"{path}: the wallet's database cannot be read",
             "check the disk, or move the file away: the wallet is rebuilt from the seed",
             code="wallet_corrupt",
         ) from None
-    if wallet.network() != NETWORKS[network]:
-        raise _of_another(path)
+    if wallet.network() != BDK[network]:
+        raise _of_another(path, network, _name(wallet))
     return wallet, persister
 
 
-def _of_another(path: Path) -> NeedsUser:
+def _descriptors(seed: Seed, coin_type: int) -> tuple[bdk.Descriptor, bdk.Descriptor]:
+    """Of the receive and the change scripts; they differ between mainnet and all other networks."""
+    kind = bdk.NetworkKind.TEST if coin_type else bdk.NetworkKind.MAIN
+    key = bdk.DescriptorSecretKey(kind, bdk.Mnemonic.from_string(seed.words), None)
+    return (
+        bdk.Descriptor.new_bip86(key, bdk.KeychainKind.EXTERNAL, kind),
+        bdk.Descriptor.new_bip86(key, bdk.KeychainKind.INTERNAL, kind),
+    )
+
+
+def _network_of(seed: Seed, path: Path, coin_type: int) -> str | None:
+    """The network of a database if it is of this seed with this coin type, else None."""
+    try:
+        return _name(bdk.Wallet.load(*_descriptors(seed, coin_type), bdk.Persister.new_sqlite(str(path)), LOOKAHEAD))
+    except (bdk.PersistenceError, bdk.LoadWithPersistError):
+        return None
+
+
+def _name(wallet: bdk.Wallet) -> str:
+    found = wallet.network()
+    return next((name for name, network in BDK.items() if network == found), "another network")
+
+
+def _of_another(path: Path, network: str, found: str | None) -> NeedsUser:
+    """`found` is the network that the database belongs to, None if not even the seed is ours."""
+    if found is None:
+        return NeedsUser(
+            f"{path}: the wallet's database belongs to another seed",
+            "give the node the seed that it belongs to, or move the file away",
+            code="wallet_of_another_seed",
+        )
     return NeedsUser(
-        f"{path}: the wallet's database belongs to another seed or network",
-        "give the node the seed that it belongs to, or move the file away",
-        code="wallet_of_another_seed",
+        f"{path}: the wallet's database belongs to {found}, this node to {network}",
+        f"run the node on {found}, or give it a data directory of its own for {network}",
+        code="wallet_of_another_network",
     )
 
 

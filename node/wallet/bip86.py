@@ -6,6 +6,7 @@ import hmac
 from attrs import field, frozen
 from btclib_secp256k1 import keys, xonly
 
+from node.networks import NETWORKS
 from protocols.contract.scripts import p2tr, tweak
 
 HARDENED = 0x80000000
@@ -47,9 +48,9 @@ class Account:
     """Account 0 of BIP86: scripts and secrets by chain (`RECEIVE` or `CHANGE`) and index."""
 
     def __init__(self, seed: bytes, network: str) -> None:
-        """`seed` is the 64 bytes of BIP39; `network` decides the coin type: 0 for bitcoin, 1 for all others."""
-        coin = 0 if network == "bitcoin" else 1
-        account = ExtendedKey.master(seed).path(86 | HARDENED, coin | HARDENED, 0 | HARDENED)
+        """`seed` is the 64 bytes of BIP39; `network`, one of `node.networks`, decides the coin type."""
+        coin_type = NETWORKS[network].coin_type
+        account = ExtendedKey.master(seed).path(86 | HARDENED, coin_type | HARDENED, 0 | HARDENED)
         self._chains = (account.child(RECEIVE), account.child(CHANGE))
 
     def secret(self, chain: int, index: int) -> bytes:

@@ -92,7 +92,7 @@ class Wallet(ABC):
     """
 
     def __init__(self, network: str, clock: Clock) -> None:
-        """`network` is ``bitcoin``, ``signet`` or ``regtest``."""
+        """`network` is one of `node.networks`."""
         self._network = network
         self._clock = clock
         self._as_of: float | None = None

@@ -46,7 +46,7 @@ class PureWallet(Wallet):
         clock: Clock | None = None,
         revealed: Sequence[int] = (0, 0),
     ) -> None:
-        """`seed` is the 64 bytes of BIP39, `network` ``bitcoin``, ``signet`` or ``regtest``."""
+        """`seed` is the 64 bytes of BIP39, `network` one of `node.networks`."""
         super().__init__(network, clock or Clock())
         self._account = Account(seed, network)
         self._chain = chain
