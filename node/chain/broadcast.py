@@ -8,6 +8,7 @@ import trio
 from attrs import frozen
 
 from node.chain.electrum import BroadcastRejected, ElectrumClient
+from node.chain.latest import Latest
 from node.chain.session import ServerLost
 from node.clock import Clock
 from protocols.errors import WorldError
@@ -38,6 +39,8 @@ class Broadcaster:
     right to be handed in again. Who keeps a transaction says when it is no longer needed."""
 
     def __init__(self, clock: Clock) -> None:
+        self.wanted = Latest(0)
+        """Counts changes of what is kept."""
         self._clock = clock
         self._kept: dict[bytes, Mapping[bytes, bytes]] = {}
         self._packages: set[bytes] = set()
@@ -56,6 +59,8 @@ class Broadcaster:
             self._kept[owner] = dict(transactions)
             if package:
                 self._packages.add(owner)
+        if transactions != before:
+            self.wanted.set(self.wanted.value + 1)
         if transactions.keys() - before.keys():
             self._due.add(owner)
             self._bell.set()
