@@ -276,10 +276,8 @@ async def test_a_damaged_record_is_shown_and_keeps_no_other_contract_from_settli
 async def test_an_event_that_was_attested_while_a_contract_was_being_signed_counts(tmp_path: Path) -> None:
     async with trade(tmp_path, price="44000", events=1) as this:
         maker = this.nodes[Role.MAKER]
-        late = await deal(this.world, maker, events=1, name="late")
-        # both name the next hour; the second is on record only when its price is known
-        known = [each.id for each in late.plan.announcements]
-        assert known == [each.id for each in this.deal.plan.announcements]
+        late = await deal(this.world, maker, events=1, name="late", first=this.deal.plan.announcements[0].time)
+        assert late.plan.announcements == this.deal.plan.announcements
         await until(lambda: maker.position(this.order_id).attested)
         await maker.remember(late.facts[Role.MAKER])
         await until(lambda: maker.position(late.plan.order_id).attested)

@@ -1,5 +1,5 @@
 """A maker and a taker as they are built for real, in one process with a regtest world: their APIs on loopback, their
-own stores, wallets and worker processes. Hours take a second."""
+own stores, wallets and worker processes. Hours take two seconds."""
 
 from __future__ import annotations
 
@@ -180,9 +180,9 @@ async def give(world: RunningWorld, *nodes: Api) -> None:
 
 
 @asynccontextmanager
-async def market(path: Path, **flags: object) -> AsyncIterator[Market]:
+async def market(path: Path, *, hour: float = 2.0, **flags: object) -> AsyncIterator[Market]:
     async with (
-        running_world(path / "world", hour=1.0) as world,
+        running_world(path / "world", hour=hour) as world,
         maker_on(world.config, path / "maker", listen=nowhere(), max_quantity=5_000, **flags) as (maker, node),
     ):
         world.world.market.override = "50000"
@@ -264,7 +264,7 @@ async def test_a_whole_trade_from_an_offer_to_both_payouts_on_the_chain(tmp_path
 
 @pytest.mark.slow
 async def test_a_trade_that_is_held_to_its_expiry_pays_both_sides(tmp_path: Path) -> None:
-    async with market(tmp_path) as this:
+    async with market(tmp_path, hour=1.0) as this:
         order_id = await this.order()
         _, taking = await this.both(order_id, "opening")
         await this.confirm(taking["contract"]["lock_txid"])
@@ -318,7 +318,7 @@ async def test_services_that_die_in_the_middle_of_a_trade_are_made_up_for(tmp_pa
 async def test_nodes_that_were_both_killed_settle_when_they_are_back(tmp_path: Path) -> None:
     """And nobody kept watch while the oracle spoke and blocks came."""
     listen = nowhere()
-    async with running_world(tmp_path / "world", hour=1.0) as world:
+    async with running_world(tmp_path / "world", hour=2.0) as world:
         world.world.market.override = "50000"
 
         @asynccontextmanager
@@ -344,7 +344,7 @@ async def test_nodes_that_were_both_killed_settle_when_they_are_back(tmp_path: P
         assert (taking["side"], taking["liquidation_price"]) == ("short", 100_096)
         await this.confirm(taking["contract"]["lock_txid"])
         world.world.market.override = "150000"
-        await trio.sleep(2.5)  # hours in which nobody is there
+        await trio.sleep(4.5)  # hours in which nobody is there
         async with both_up() as this:
             await this.both(order_id, "settling")
         await this.confirm(taking["contract"]["commit_txid"], REGTEST_TIMELOCKS.liquidation)

@@ -222,11 +222,14 @@ def offer_on(world: RunningWorld, **changes: Any) -> Offer:
     return evolve(OFFER, oracle=oracle, created=int(world.clock.now()), **changes)
 
 
-async def deal(world: RunningWorld, node: Node, *, events: int = 2, name: str = "first") -> Deal:
-    """A contract over so many hours from the next full one on, signed by both sides but on nobody's disk yet."""
+async def deal(
+    world: RunningWorld, node: Node, *, events: int = 2, name: str = "first", first: int | None = None
+) -> Deal:
+    """A contract over so many hours from the next full one on (or from the event at `first`), signed by both sides but
+    on nobody's disk yet."""
     placed = order(order_id=secret("order", name)[:16], offer=offer_on(world))
     terms = placed.offer.check_order(placed.quantity, placed.leverage)
-    first = first_event(world.clock.calendar())
+    first = first_event(world.clock.calendar()) if first is None else first
     ids = [DLC.event_id(first + HOUR * each) for each in range(events)]
     announcements = tuple([await node.oracle.call(OracleClient.announcement, each) for each in ids])
     attempts = {role: TRADER[role].attempt(placed.order_id) for role in Role}
