@@ -14,6 +14,7 @@ from protocols.contract import adaptor, schnorr, signing
 from protocols.contract.funding import PUNISH_BASE_VSIZE
 from protocols.contract.keys import check_revocation
 from protocols.contract.numbers import ORDER
+from protocols.contract.oracle import DLC, OLIVIA, Scheme
 from protocols.contract.outcomes import covering
 from protocols.contract.scripts import Leaf
 from protocols.contract.sighash import TxOut, signature_hash
@@ -172,35 +173,38 @@ def test_the_refund_pays_when_its_lock_has_run_out(world: World, role: Role) -> 
     assert paid(raw) == [(TERMS.margin(each) + TERMS.account(each), plan.party(each).payout_script) for each in Role]
 
 
-def test_every_cet_opens_with_what_the_oracle_gives_away(world: World) -> None:
-    opened = Open.of(world, deal(FINE, events=3))
+@pytest.mark.parametrize("scheme", [DLC, OLIVIA], ids=lambda scheme: scheme.name)
+def test_every_cet_opens_with_what_the_oracle_gives_away(world: World, scheme: Scheme) -> None:
+    opened = Open.of(world, deal(FINE, events=3, scheme=scheme))
     assert {each.event for each in opened.transactions.outcomes} == {0, 1, 2}
     for outcome in opened.transactions.outcomes:
-        raw = opened.cet(Role.MAKER, outcome, opening(outcome))
+        raw = opened.cet(Role.MAKER, outcome, opening(outcome, scheme=scheme))
         check_scripts(raw, opened.spent)
         sizes = [43 for _ in opened.transactions.outputs(outcome.long)]
         assert vsize(CTransaction.deserialize(raw)) == 118 + sum(sizes)
 
 
-def test_no_other_cet_opens_with_the_attested_price(world: World) -> None:
+@pytest.mark.parametrize("scheme", [DLC, OLIVIA], ids=lambda scheme: scheme.name)
+def test_no_other_cet_opens_with_the_attested_price(world: World, scheme: Scheme) -> None:
     """Nor with the scalar of any other prefix of it; the kernel agrees on a sample."""
-    opened = Open.of(world, deal(FINE))
+    opened = Open.of(world, deal(FINE, scheme=scheme))
     transactions, held = opened.transactions, opened.held[Role.MAKER]
     attested = opened.outcome(PRICE)
     digits = f"{PRICE:020b}"
-    scalars = [opening(evolve(attested, digits=digits[:length]), PRICE) for length in range(1, len(digits) + 1)]
+    prefixes = [evolve(attested, digits=digits[:length]) for length in range(1, len(digits) + 1)]
+    scalars = [opening(prefix, PRICE, scheme) for prefix in prefixes]
     key = opened.deal.plan.taker.points.fund[1:]
     for outcome in transactions.outcomes:
         signature, message = held.of(transactions, outcome), transactions.cet_hash(outcome)
         opened_by = [each for each in scalars if schnorr.verify(key, message, adaptor.decrypt(signature, each))]
-        assert opened_by == ([opening(outcome, PRICE)] if outcome == attested else [])
+        assert opened_by == ([opening(outcome, PRICE, scheme)] if outcome == attested else [])
     for outcome in transactions.by_event[1][::40]:
         if outcome == attested:
             continue
         with pytest.raises(LocalError, match="taker's signature") as caught:
-            opened.cet(Role.MAKER, outcome, opening(attested, PRICE))
+            opened.cet(Role.MAKER, outcome, opening(attested, PRICE, scheme))
         assert caught.value.code == "bad_signature"
-        forged = adaptor.decrypt(held.of(transactions, outcome), opening(attested, PRICE))
+        forged = adaptor.decrypt(held.of(transactions, outcome), opening(attested, PRICE, scheme))
         ours = schnorr.sign(opened.deal.keys[Role.MAKER].fund, transactions.cet_hash(outcome))
         with pytest.raises(ScriptRefused):
             check_scripts(

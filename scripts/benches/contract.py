@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from btclib_secp256k1 import keys
 
 from protocols.contract import signing
+from protocols.contract.oracle import DLC, OLIVIA
 from protocols.contract.outcomes import measure, outcomes
 from protocols.contract.terms import Role
 from scripts.benches import Figure, summary
@@ -35,19 +36,21 @@ def figures() -> Iterator[Figure]:
         yield Figure(f"signatures, {steps}", size.wire_bytes, "bytes", REFERENCE_CETS * REFERENCE_BYTES, REFERENCE)
         yield Figure(f"worst rounding, {steps}", size.worst_error / terms.pool * 100, "% of the pool")
 
-        contract = deal(terms, events=EVENTS)
-        points, sign, verify = zip(*[_round(contract) for _ in range(ROUNDS)], strict=True)
-        both = [one + two for one, two in zip(sign, verify, strict=True)]
-        for name, milliseconds, microseconds in (
-            ("points, built ahead", points, None),
-            ("sign", sign, MAKE),
-            ("verify", verify, CHECK),
-            ("sign + verify", both, MAKE + CHECK),
-        ):
-            ours = summary(milliseconds)
-            reference = microseconds and microseconds * reference_ms
-            name_of_reference = f"{REFERENCE} (scaled)" if reference else ""
-            yield Figure(f"{name}, {steps}", ours.median, "ms", reference, name_of_reference, ours.spread)
+        for scheme in (DLC, OLIVIA):
+            contract = deal(terms, events=EVENTS, scheme=scheme)
+            points, sign, verify = zip(*[_round(contract) for _ in range(ROUNDS)], strict=True)
+            both = [one + two for one, two in zip(sign, verify, strict=True)]
+            for name, milliseconds, microseconds in (
+                ("points, built ahead", points, None),
+                ("sign", sign, MAKE),
+                ("verify", verify, CHECK),
+                ("sign + verify", both, MAKE + CHECK),
+            ):
+                ours = summary(milliseconds)
+                reference = microseconds and microseconds * reference_ms
+                name_of_reference = f"{REFERENCE} (scaled)" if reference else ""
+                full_name = f"{name}, {scheme.name}, {steps}"
+                yield Figure(full_name, ours.median, "ms", reference, name_of_reference, ours.spread)
 
 
 def _round(contract: Deal) -> tuple[float, float, float]:
