@@ -135,7 +135,7 @@ class Mempool:
         when they are no such package.
         """
         package = [_parse(raw) for raw in raws]
-        _check_package(package)
+        policy.check_package(package)
         results: dict[bytes, Rejected | None] = {}
         together: list[CTransaction] = []
         hopeless = False
@@ -149,7 +149,7 @@ class Mempool:
             except Rejected as error:
                 results[txid] = error
                 together.append(transaction)
-                hopeless |= not _package_may_help(transaction, error)
+                hopeless |= not policy.package_may_help(transaction, error)
         if len(together) > 1 and not hopeless:
             try:
                 self._accept(together)
@@ -176,7 +176,7 @@ class Mempool:
                 direct |= {txid for spent in outpoints(transaction) if (txid := self._spenders.get(spent))}
                 if not returning:
                     self._check_entry(entry, alone=len(group) == 1)
-                    direct |= self._check_topology(entry, new, direct)
+                    direct |= self._check_topology(entry, new, direct, alone=len(group) == 1)
             except Rejected as error:
                 error.txid = transaction.GetTxid()
                 raise
@@ -264,7 +264,9 @@ class Mempool:
         if (alone or not entry.truc) and entry.fee < self.min_relay * entry.vsize:
             raise Rejected("min relay fee not met", f"{entry.fee} < {self.min_relay * entry.vsize}")
 
-    def _check_topology(self, entry: Entry, new: Mapping[bytes, Entry], conflicts: set[bytes]) -> set[bytes]:
+    def _check_topology(
+        self, entry: Entry, new: Mapping[bytes, Entry], conflicts: set[bytes], *, alone: bool
+    ) -> set[bytes]:
         """Chain limits and version 3; returns the sibling that a version-3 child would replace, if any."""
         everyone = {**self.entries, **new}
         ancestors = _closure(entry.parents, lambda txid: everyone[txid].parents)
@@ -274,8 +276,10 @@ class Mempool:
             if len(self._with_descendants({ancestor}) - self._with_descendants(conflicts)) + 1 > MAX_CHAIN:
                 raise Rejected("too-long-mempool-chain", f"too many descendants [limit: {MAX_CHAIN}]")
         siblings: set[bytes] = set()
-        if entry.truc or any(everyone[txid].truc for txid in entry.parents):
+        if entry.truc or any(everyone[txid].truc for txid in ancestors):
             siblings = self._check_truc(entry, everyone, ancestors, conflicts)
+            if siblings and not alone:
+                raise Rejected("TRUC-violation", "a package may not replace its transactions' siblings")
         if ancestors & self._with_descendants(conflicts):
             raise Rejected("bad-txns-spends-conflicting-tx")
         return siblings
@@ -285,7 +289,7 @@ class Mempool:
     ) -> set[bytes]:
         """BIP431: one unconfirmed parent with one child, both of version 3, and the child small."""
         name = f"tx {entry.txid[::-1].hex()}"
-        for txid in entry.parents:
+        for txid in ancestors:
             if everyone[txid].truc != entry.truc:
                 kinds = ("version=3", "non-version=3")
                 own, other = kinds if entry.truc else reversed(kinds)
@@ -296,8 +300,11 @@ class Mempool:
             raise Rejected("TRUC-violation", f"version=3 {name} is too big: {entry.vsize} > {limit} vB")
         if len(ancestors) > 1:
             raise Rejected("TRUC-violation", f"{name} would have too many ancestors")
-        siblings = set().union(*(self._children(parent) for parent in ancestors)) - conflicts
-        if len(siblings) > 1 or any(self._children(sibling) for sibling in siblings):
+        siblings = set().union(*(self._children(parent) for parent in ancestors))
+        if siblings & conflicts:
+            return set()  # a child takes a child's place
+        # a fork may have left more than one, or grandchildren: which to replace is not to be decided here
+        if len(self._with_descendants(siblings)) > 1 or any(len(self.entries[txid].parents) > 1 for txid in siblings):
             (parent,) = ancestors
             raise Rejected("TRUC-violation", f"tx {parent[::-1].hex()} would exceed descendant count limit")
         return siblings  # to be replaced, if this one pays enough
@@ -314,12 +321,6 @@ class Mempool:
         if len(new) > 2 or (len(new) == 2 and any(entry.parents - new.keys() for entry in new.values())):
             raise Rejected("package RBF failed", "package must be 1-parent-1-child")
         insufficient = "insufficient fee" if len(new) == 1 else "package RBF failed"
-        if len(evicted) > MAX_REPLACED:
-            raise Rejected("too many potential replacements", f"{about}; {len(evicted)} > {MAX_REPLACED}")
-        known = frozenset().union(*(self.entries[txid].parents for txid in direct))
-        if any(entry.parents - known - new.keys() for entry in new.values()):
-            # a version-3 child may take the place of its sibling: their parent is known
-            raise Rejected("replacement-adds-unconfirmed", about)
         for txid in direct:
             old = self.entries[txid]
             if Fraction(fee, vsize) <= Fraction(old.fee, old.vsize):
@@ -327,6 +328,12 @@ class Mempool:
                     insufficient,
                     f"{about}; new feerate {fee}/{vsize} <= old feerate {old.fee}/{old.vsize} sat/vB",
                 )
+        if len(evicted) > MAX_REPLACED:
+            raise Rejected("too many potential replacements", f"{about}; {len(evicted)} > {MAX_REPLACED}")
+        known = frozenset().union(*(self.entries[txid].parents for txid in direct))
+        if any(entry.parents - known - new.keys() for entry in new.values()):
+            # a version-3 child may take the place of its sibling: their parent is known
+            raise Rejected("replacement-adds-unconfirmed", about)
         replaced = sum(self.entries[txid].fee for txid in evicted)
         if fee < replaced:
             raise Rejected(insufficient, f"{about}, less fees than conflicting txs; {fee} < {replaced}")
@@ -399,27 +406,6 @@ def _parse(raw: bytes) -> CTransaction:
         return CTransaction.deserialize(raw)
     except (SerializationError, ValueError) as error:
         raise Rejected("TX decode failed", "the bytes are no transaction") from error
-
-
-def _check_package(package: Sequence[CTransaction]) -> None:
-    if not 1 <= len(package) <= MAX_CHAIN:
-        raise Rejected("package-too-many-transactions", f"a package has 1 to {MAX_CHAIN} transactions")
-    txids = [transaction.GetTxid() for transaction in package]
-    if len(set(txids)) < len(txids):
-        raise Rejected("package-contains-duplicates")
-    spent = [{outpoint.txid for outpoint in outpoints(transaction)} for transaction in package]
-    if set(txids[:-1]) - spent[-1] or any(parents & set(txids) for parents in spent[:-1]):
-        raise Rejected("package-not-child-with-parents")
-
-
-def _package_may_help(transaction: CTransaction, error: Rejected) -> bool:
-    """Whether what alone was refused may be taken together with a child that pays, or with its parent."""
-    match error.reason:
-        case "min relay fee not met":
-            return bool(transaction.nVersion == TRUC)
-        case "insufficient fee" | "bad-txns-inputs-missingorspent":
-            return True
-    return False
 
 
 def _sums(entries: Mapping[bytes, Entry]) -> tuple[int, int]:

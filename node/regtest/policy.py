@@ -18,6 +18,7 @@ TRUC = 3
 
 MAX_MONEY = 21_000_000 * 10**8
 MAX_WEIGHT = 400_000
+MAX_PACKAGE = 25
 DUST_RATE = 3
 """Satoshis per virtual byte at which spending an output must not cost more than it holds."""
 _NEVER_RELATIVE = 1 << 31
@@ -161,3 +162,25 @@ def relative_locks(transaction: CTransaction) -> list[tuple[int | None, int | No
         else:
             locks.append((sequence & 0xFFFF, None))
     return locks
+
+
+def check_package(package: Sequence[CTransaction]) -> None:
+    """That they are a child, which comes last, and its parents, which do not spend one another."""
+    if not 1 <= len(package) <= MAX_PACKAGE:
+        raise Rejected("package-too-many-transactions", f"a package has 1 to {MAX_PACKAGE} transactions")
+    txids = [transaction.GetTxid() for transaction in package]
+    if len(set(txids)) < len(txids):
+        raise Rejected("package-contains-duplicates")
+    spent = [{bytes(txin.prevout.hash) for txin in transaction.vin} for transaction in package]
+    if set(txids[:-1]) - spent[-1] or any(parents & set(txids) for parents in spent[:-1]):
+        raise Rejected("package-not-child-with-parents")
+
+
+def package_may_help(transaction: CTransaction, error: Rejected) -> bool:
+    """Whether what alone was refused may be taken together with a child that pays, or with its parent."""
+    match error.reason:
+        case "min relay fee not met":
+            return bool(transaction.nVersion == TRUC)
+        case "insufficient fee" | "bad-txns-inputs-missingorspent":
+            return True
+    return False
