@@ -44,6 +44,7 @@ def test_words_are_read_as_people_type_them(entropy: bytes, gap: str, shout: boo
         ("zzz " + ABOUT.partition(" ")[2], "word 1 is not in the English list"),
         (ABOUT.replace("about", "abandon"), "the checksum does not match"),
         (ABOUT.replace("about", "ábout"), "word 12 is not in the English list"),
+        (ABOUT.replace("about", "\udcff\udcfe"), "word 12 is not in the English list"),  # bytes that are no text
     ],
 )
 def test_a_bad_phrase_is_refused_by_position_without_its_words(text: str, says: str) -> None:

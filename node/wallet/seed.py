@@ -48,7 +48,8 @@ class Seed:
 
         Raises `LocalError` (``bad_seed_words``) with the position of the wrong word, never with a word.
         """
-        return cls(" ".join(text.lower().split()))
+        ascii_only = text.encode("ascii", errors="replace").decode()  # standard input may hold anything
+        return cls(" ".join(ascii_only.lower().split()))
 
     @classmethod
     def read(cls, path: Path) -> "Seed":
