@@ -61,9 +61,10 @@ class Book:
 
     async def up_again(self) -> None:
         """After the store went down, which its callers may notice before its service does."""
-        await self.positions.until(Up.RESTARTING, Up.WAITING)
-        for service in (self.store, self.positions):
-            await service.until(Up.HEALTHY)
+        with trio.fail_after(30):
+            await self.positions.until(Up.RESTARTING, Up.WAITING)
+            for service in (self.store, self.positions):
+                await service.until(Up.HEALTHY)
 
 
 @asynccontextmanager

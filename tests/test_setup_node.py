@@ -371,8 +371,9 @@ async def test_a_failure_that_cannot_be_recorded_is_when_the_store_is_back(tmp_p
         await node.supervisor["store"].until(Up.STOPPED)
         await node.setup.carry_out(setup, fails(PeerGone()))
         node.supervisor["store"].start()
-        await node.positions.until(Up.RESTARTING, Up.WAITING)
-        await node.positions.until(Up.HEALTHY)
+        with trio.fail_after(30):
+            await node.positions.until(Up.RESTARTING, Up.WAITING)
+            await node.positions.until(Up.HEALTHY)
         assert node.position(made.plan.order_id).state is State.SETUP_FAILED
         with pytest.raises(LocalError, match="not under way"):
             await node.remember((next(each for each in made.facts[Role.TAKER] if isinstance(each, SignaturesHeld)),))
