@@ -193,7 +193,10 @@ def health(
     folder = data or Path()
     url = api or _contents(files.url_file(folder), "is the node running?")
     token = _contents(token_file or files.token_file(folder), "the node writes it on its first start")
-    services = [ServiceHealth.from_json(service) for service in _ask("GET", url, "/api/v1/health", token)["services"]]
+    answer = _ask("GET", url, "/api/v1/health", token)
+    for warning in answer.get("warnings", ()):
+        typer.echo(warning)
+    services = [ServiceHealth.from_json(service) for service in answer["services"]]
     width = max(len(service.name) for service in services)
     for service in services:
         typer.echo(line(service, time.time(), width))

@@ -77,6 +77,9 @@ Routers = Callable[[Core], "Sequence[APIRouter]"]
 
 def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers: Routers) -> Core:
     """The node, not yet running. Raises LocalError when the seed or the data directory cannot be used."""
+    _claim(config)
+    if warning := NETWORKS[config.network].warning:
+        log.warning(warning, network=config.network)
     clock = config.make_clock()
     seed = _seed(config)
     identity = Identity(seed.node_identity())
@@ -222,6 +225,24 @@ def _feed(config: NodeConfig, clock: Clock) -> Feed:
     if config.prices is None:
         return Feed(None, clock)
     return Feed(config.prices.url, clock, stale_after=config.prices.stale_after)
+
+
+def _claim(config: NodeConfig) -> None:
+    """Contracts and coins of one network make no sense on another, so a data directory belongs to one for good."""
+    path = files.network_file(config.data)
+    try:
+        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if not found:
+            path.write_text(f"{config.network}\n", encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalError("bad_data_directory", f"{path}: {error}") from None
+    if found and found != config.network:
+        raise LocalError(
+            "data_of_another_network",
+            f"{config.data}: this data directory belongs to {found[:20]}, this node to {config.network}; give each"
+            " network a directory of its own",
+        )
 
 
 def _seed(config: NodeConfig) -> Seed:

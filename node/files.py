@@ -13,6 +13,11 @@ def token_file(data: Path) -> Path:
     return data / "api.token"
 
 
+def network_file(data: Path) -> Path:
+    """The name of the network that the directory belongs to, since the first node that ran on it."""
+    return data / "network"
+
+
 def url_file(data: Path) -> Path:
     """Where the API of the node that runs on this directory was last served."""
     return data / "api.url"

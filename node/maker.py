@@ -12,7 +12,9 @@ from attrs import define, field
 from node.config import MakerConfig
 from node.core import Core, build
 from node.network.address import PeerAddress
-from node.network.conversation import Host, answering, converse
+from node.network.connection import Connection
+from node.network.conversation import Host, answering, converse, speak
+from node.network.endpoint import ConnectionUp
 from node.network.errors import Refuse
 from node.network.substream import Substream
 from node.offers import OfferBoard, OrderDesk, Policy
@@ -20,16 +22,19 @@ from node.quoting import Quoting
 from node.setup import Setup
 from node.supervision import Service
 from node.web.sockets import url_of
-from protocols import contract_setup, offers
+from protocols import contract_setup, identify, offers
 from protocols.codec import Rejected
 from protocols.contract.terms import Role
 from protocols.contract_setup import Decide, FindOffer
 from protocols.dialogue import Dialogue
+from protocols.errors import LocalError, RemoteError, WorldError
 from protocols.identify import PeerRole
 from protocols.offers import NextOffers, Offer
 
 SETUPS_PER_PEER = 8
 """That one taker may have under way at once."""
+SETUPS = 64
+"""That all takers together may."""
 
 log = structlog.get_logger("maker")
 
@@ -69,6 +74,7 @@ class Maker:
         if core.feed.url is not None:
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
+        core.supervisor.service("visitors", maker._meet, [core.endpoint])
         return maker
 
     @property
@@ -92,6 +98,25 @@ class Maker:
                     endpoint.handle(path, handler)
             await endpoint.serve(self.config.listen.host, self.config.listen.port, task_status=task_status)
 
+    async def _meet(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Ask everybody who connects who it is."""
+        with self.core.endpoint.lent() as endpoint, endpoint.connection_events() as events:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for event in events:
+                    if isinstance(event, ConnectionUp):
+                        nursery.start_soon(self._identify, event.connection)
+            raise WorldError("too_many_connections", "connections came and went faster than they could be asked")
+
+    async def _identify(self, connection: Connection) -> None:
+        """Part with a peer that lives on another network; one that does not say where it lives only looks."""
+        try:
+            await speak(connection, identify.PROTOCOL, identify.opener(self.config.network), Host())
+        except (RemoteError, LocalError) as error:
+            if error.code == "wrong_network":
+                log.warning("peer of another network", peer=connection.peer.short, reason=error.sentence)
+                connection.part(f"this node is on {self.config.network}".encode(), error.sentence)
+
     def _publish(self, _: Substream) -> tuple[Dialogue[object], Host]:
         last: tuple[Offer, ...] | None = None
 
@@ -105,7 +130,7 @@ class Maker:
     async def _answer_order(self, substream: Substream) -> None:
         """One setup, from its order to its end."""
         peer = substream.peer.key
-        if self._setups[peer] >= SETUPS_PER_PEER:
+        if self._setups[peer] >= SETUPS_PER_PEER or self._setups.total() >= SETUPS:
             raise Refuse(429, "too many setups at once", retry_after=60)  # each may hold coins for minutes
         self._setups[peer] += 1
         try:

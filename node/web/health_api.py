@@ -1,5 +1,6 @@
 """``/api/v1/health`` and what the user may ask of a service."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -17,8 +18,12 @@ class Action(StrEnum):
     RESTART = "restart"
 
 
-def health_router(supervisor: Supervisor, clock: Clock, *, serving: str = "api") -> APIRouter:
-    """`serving` is the name of the service that answers these requests: it cannot be stopped through itself."""
+def health_router(
+    supervisor: Supervisor, clock: Clock, *, serving: str = "api", warnings: Sequence[str] = ()
+) -> APIRouter:
+    """`serving` is the name of the service that answers these requests: it cannot be stopped through itself.
+
+    `warnings` are what the user must know although no service is unwell."""
     router = APIRouter(prefix="/api/v1")
 
     @router.get("/health")
@@ -27,6 +32,7 @@ def health_router(supervisor: Supervisor, clock: Clock, *, serving: str = "api")
         return {
             "healthy": all_healthy(services),
             "time": now,
+            "warnings": list(warnings),
             "services": [service.as_json(now) for service in services],
         }
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 
 from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
+from node.networks import NETWORKS
 from node.position.book import Positions
 from node.position.commands import RefusedCommand, force_close
 from node.wallet.interface import Wallet
@@ -19,7 +20,8 @@ HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in h
 
 def node_routers(core: Core) -> list[APIRouter]:
     """The routes that makers and takers share."""
-    return [health_router(core.supervisor, core.clock), _node_router(core)]
+    warnings = [warning] if (warning := NETWORKS[core.config.network].warning) else []
+    return [health_router(core.supervisor, core.clock, warnings=warnings), _node_router(core)]
 
 
 def _node_router(core: Core) -> APIRouter:
