@@ -74,6 +74,8 @@ class SetupNode:
     seed: bytes = field(repr=False)
     holds: CoinHolds = Factory(CoinHolds)
     entropy: Callable[[int], bytes] = secrets.token_bytes
+    points_asked: set[bytes] = field(factory=set, repr=False)
+    """The x of every point that a peer named since the node started."""
 
     def attempt(self, order_id: bytes) -> Attempt:
         """A setup's salt, drawn anew, and its keys."""
@@ -202,7 +204,12 @@ class SetupNode:
 
     async def _known_points(self, ask: KnownPoints) -> frozenset[bytes]:
         with self.positions.lent() as positions:
-            return positions.known_points(ask.points)
+            known = positions.known_points(ask.points)
+        # Setups under way may have named a point that no event names yet.
+        asked = frozenset(point for _, point in ask.points.each())
+        known |= frozenset(point for point in asked if point[1:] in self.points_asked)
+        self.points_asked.update(point[1:] for point in asked)
+        return known
 
     async def _check_coins(self, ask: CheckCoins) -> None:
         for name, scripts in (("inputs", [coin.script for coin in ask.inputs]), ("scripts", ask.scripts)):

@@ -117,7 +117,7 @@ class MakerLock(Message):
 
 PROTOCOL = Protocol(
     "/cfd/contract_setup/1",
-    Codec(PlaceOrder, Accepted, TakerContract, MakerContract, TakerLock, MakerLock, limit=1 << 20),
+    Codec(PlaceOrder, Accepted, TakerContract, MakerContract, TakerLock, MakerLock, limit=1 << 18),
 )
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
