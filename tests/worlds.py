@@ -223,10 +223,16 @@ def offer_on(world: RunningWorld, **changes: Any) -> Offer:
 
 
 async def deal(
-    world: RunningWorld, node: Node, *, events: int = 2, name: str = "first", first: int | None = None
+    world: RunningWorld,
+    node: Node,
+    *,
+    events: int = 2,
+    name: str = "first",
+    first: int | None = None,
+    payouts: Mapping[Role, bytes] | None = None,
 ) -> Deal:
     """A contract over so many hours from the next full one on (or from the event at `first`), signed by both sides but
-    on nobody's disk yet."""
+    on nobody's disk yet. `payouts` are the scripts that it pays to, of nobody's wallet unless given."""
     placed = order(order_id=secret("order", name)[:16], offer=offer_on(world))
     terms = placed.offer.check_order(placed.quantity, placed.leverage)
     first = first_event(world.clock.calendar()) if first is None else first
@@ -236,8 +242,8 @@ async def deal(
     parties: dict[Role, Party] = {}
     for role, trader in TRADER.items():
         coin = fund(world, p2tr(x_only(trader.coin_key)), COIN)
-        scripts = [trader.script(f"{purpose} of {name}") for purpose in ("change", "payout")]
-        parties[role] = Party(attempts[role].keys.points, (coin,), *scripts)
+        payout = payouts[role] if payouts else trader.script(f"payout of {name}")
+        parties[role] = Party(attempts[role].keys.points, (coin,), trader.script(f"change of {name}"), payout)
     plan = ContractPlan(placed.order_id, 0, terms, parties[Role.MAKER], parties[Role.TAKER], announcements)
     made = {role: sign_contract(plan, role, attempts[role].keys.fund) for role in Role}
     commits = {role: sign_commit(plan, role, attempts[role].keys.fund) for role in Role}
