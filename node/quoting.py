@@ -24,7 +24,7 @@ from protocols.offers import ID_LENGTH, Offer
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the quote, and so between two prices of one offer at least."""
-RENEW_AFTER = 60.0
+REFRESH_AFTER = 60.0
 """Seconds after which an offer gets a new time, at whatever price."""
 FEE_RATE_EVERY = 60.0
 NOT_RUNNING = "quoting is not running"
@@ -138,7 +138,7 @@ class Quoting:
             await trio.sleep(FEE_RATE_EVERY)
 
     def _look(self, quoted: Quoted) -> None:
-        """Put, renew or withdraw one offer, as the quote demands."""
+        """Put one offer, make it anew or withdraw it, as the quote demands."""
         quote, problem = self._feed.quote, self._feed.problem()
         if quote is None or problem is not None or not self._running:
             self._withdraw(quoted, problem or NOT_RUNNING)
@@ -163,7 +163,7 @@ class Quoting:
 
     def _due(self, offer: Offer, price: Fraction, now: float) -> bool:
         stands = parse_price(offer.price)
-        return now - offer.created >= RENEW_AFTER or abs(price - stands) > self._step * stands
+        return now - offer.created >= REFRESH_AFTER or abs(price - stands) > self._step * stands
 
     def _withdraw(self, quoted: Quoted, reason: str) -> None:
         quoted.reason = reason

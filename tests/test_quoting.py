@@ -20,7 +20,7 @@ from node.errors import ConfigError, Conflict, NotFound
 from node.maker import Maker
 from node.offers import OfferBoard
 from node.prices import STALE_AFTER, Feed, Quote
-from node.quoting import LOOK_EVERY, NOT_RUNNING, RENEW_AFTER, Quoting, quoted_price
+from node.quoting import LOOK_EVERY, NOT_RUNNING, REFRESH_AFTER, Quoting, quoted_price
 from node.regtest.exchange import Exchange, Mode
 from node.supervision import Supervisor
 from node.web.sockets import bind_api
@@ -150,17 +150,17 @@ class TestQuoting:
             await trio.sleep(0.1)
         assert 10 < len(seen) <= 10 / LOOK_EVERY + 1
 
-    async def test_an_offer_is_renewed_each_minute_and_pays_the_fees_of_its_time(
+    async def test_an_offer_is_made_anew_each_minute_and_pays_the_fees_of_its_time(
         self, desk: Desk, autojump_clock: MockClock
     ) -> None:
         first = desk.follow(fee_rate=7).offer
         assert first.fee_rate == 7  # as was asked for just now
         desk.fee_rate = 9
-        await trio.sleep(RENEW_AFTER - 1)
+        await trio.sleep(REFRESH_AFTER - 1)
         assert desk.board.standing() == (first,)
         await trio.sleep(1 + 2 * LOOK_EVERY)
         (second,) = desk.board.standing()
-        assert second == evolve(first, id=second.id, fee_rate=9, created=first.created + int(RENEW_AFTER))
+        assert second == evolve(first, id=second.id, fee_rate=9, created=first.created + int(REFRESH_AFTER))
         assert second.id != first.id
         for _ in range(11):  # longer than an offer may stand
             await trio.sleep(60)
@@ -223,7 +223,7 @@ class TestQuoting:
         desk.follow()
         desk.follow(Side.LONG)
         assert desk.quoting.drop(*SHORT).reason == "no longer quoted"
-        await trio.sleep(2 * RENEW_AFTER)
+        await trio.sleep(2 * REFRESH_AFTER)
         assert (desk.price(Side.SHORT), desk.price(Side.LONG)) == (None, "53865")
         with pytest.raises(NotFound, match="no offer of BTCUSD, maker short, follows the market"):
             desk.quoting.drop(*SHORT)
@@ -282,7 +282,7 @@ class TestApi:
         url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/realtime"
         async with maker_node(tmp_path, url) as http:
             with trio.fail_after(10):
-                while (shown := (await http.get("/prices")).json())["stale"]:
+                while (shown := (await http.get("/prices")).json())["stale"]:  # noqa: ASYNC110  as a page
                     await trio.sleep(0.05)
             assert (shown["symbol"], shown["bid"], shown["ask"]) == ("BTCUSD", "54000", "54000.5")
             assert 0 <= shown["age"] < 10

@@ -30,7 +30,7 @@ class OfferIn(BaseModel):
     spread: str | None = Field(
         default=None,
         description="in the place of a price, the part of it by which the offer stays away from the market's quote, "
-        "such as 0.0025; the offer then follows the market, and is renewed until it is withdrawn",
+        "such as 0.0025; the offer then follows the market until it is withdrawn",
     )
     min_quantity: int | None = Field(default=None, description="contracts; the lot unless said otherwise")
     max_quantity: int | None = Field(default=None, description="contracts; the configured most unless said otherwise")
@@ -72,6 +72,7 @@ def maker_router(maker: Maker) -> APIRouter:
     @router.post("/offers", status_code=201)
     async def set_offer(said: OfferIn) -> dict[str, Any]:
         """The offer, or for a spread: the offer that follows the market, with the reason if it cannot stand now."""
+        core.setup.check_ready()  # who cannot serve an order offers nothing
         max_quantity = config.max_quantity // config.lot * config.lot
         side = Side(said.side)
         try:
