@@ -23,7 +23,7 @@ from protocols.contract import adaptor
 from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, attempt_keys, negated
 from protocols.contract.numbers import MAX_MONEY
-from protocols.contract.oracle import OLIVIA, opening_scalar, parse_attestation, scheme_named
+from protocols.contract.oracle import DLC, OLIVIA, opening_scalar, parse_attestation, scheme_named
 from protocols.contract.outcomes import covering
 from protocols.contract.schedule import contract_events
 from protocols.contract.signing import (
@@ -699,6 +699,7 @@ TERMS_LIES: list[tuple[str, Change, str]] = [
         edit("event_ids", lambda ids: [each.replace("BXBT", "BETH") for each in ids]),
         "bad_events",
     ),
+    ("events of another scheme", put(event_ids=list(contract_events(NOW, DLC))), "bad_events"),
     ("events that are none", put(event_ids=["../../etc/passwd"]), "bad_events"),
     ("events without end", edit("event_ids", lambda ids: ids * 3), "malformed"),
     ("other announcements", flip("announcements_hash"), "other_announcements"),

@@ -177,11 +177,12 @@ def test_a_scheme_of_another_name_is_refused() -> None:
 
 def signed(event: Event = EVENT, *, key: bytes = KEY, secret: bytes = SECRET, scheme: Dlc = DLC) -> bytes:
     """The announcement of an oracle that signs whatever it likes."""
-    value = scheme.write_event(event)
-    return tlv.record(
-        dlc.ANNOUNCEMENT,
-        schnorr.sign(secret, scheme.announcement_digest(value)) + key + tlv.record(dlc.EVENT, value),
-    )
+    return signed_value(scheme.write_event(event), key=key, secret=secret, scheme=scheme)
+
+
+def signed_value(value: bytes, *, key: bytes = KEY, secret: bytes = SECRET, scheme: Dlc = DLC) -> bytes:
+    signature = schnorr.sign(secret, scheme.announcement_digest(value))
+    return tlv.record(dlc.ANNOUNCEMENT, signature + key + tlv.record(dlc.EVENT, value))
 
 
 @DIALECTS
@@ -220,6 +221,10 @@ def test_an_oracle_with_two_keys() -> None:
     assert announcement.key == KEY
 
 
+VALUE = DLC.write_event(EVENT)
+DESCRIPTOR = tlv.Reader(VALUE[2 + 20 * 32 + 4 :]).record(dlc.DIGIT_DECOMPOSITION, "").data
+
+
 def described(**changes: Any) -> Event:
     return evolve(EVENT, descriptor=evolve(EVENT.descriptor, **changes))
 
@@ -246,6 +251,17 @@ def with_nonces(*nonces: bytes) -> Event:
         (signed(evolve(EVENT, id="x" * 5_000)), "event id is 'xxx"),
         (signed(key=OTHER_KEY), "oracle_public_key is"),
         (signed(secret=NONCES[0]), "not by the oracle's announcement key"),
+        (signed_value(VALUE + b"\0"), "oracle_event has 1 bytes too many"),
+        (
+            signed_value(
+                VALUE.replace(
+                    tlv.record(dlc.DIGIT_DECOMPOSITION, DESCRIPTOR),
+                    tlv.record(dlc.DIGIT_DECOMPOSITION, DESCRIPTOR + b"\0"),
+                )
+            ),
+            "event_descriptor has 1 bytes too many",
+        ),
+        (signed_value(VALUE.replace(b"\xfd\xd8\x0a", b"\xfd\xd8\x06")), "event_descriptor has type 55302"),
         (b"", "cut short"),
         (RAW + b"\0", "oracle_attestation has type 0"),
         (RAW + RAW, "oracle_attestation has type 55332"),
