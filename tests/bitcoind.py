@@ -78,13 +78,12 @@ class Bitcoind:
         self.rpc("generatetodescriptor", blocks, f"raw({script.hex()})")
 
 
-def fetched() -> Path:
-    """What runs bitcoind; skips the test where it cannot be had."""
-    command = [ROOT / "scripts" / "fetch-bitcoind"]
+def fetched(script: str) -> Path:
+    """What a script of that name put into the cache to be run; skips the test where it cannot be had."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run([ROOT / "scripts" / script], capture_output=True, text=True, timeout=600, check=False)
     except subprocess.TimeoutExpired:
-        pytest.skip("no bitcoind: fetching it took longer than 5 minutes")
+        pytest.skip(f"scripts/{script} took longer than 10 minutes")
     if done.returncode == 3:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
@@ -94,7 +93,7 @@ def fetched() -> Path:
 @contextmanager
 def running_bitcoind(folder: Path, *options: str) -> Iterator[Bitcoind]:
     """A regtest node in an empty folder; options come after those that all have."""
-    binary, port = fetched(), free_port()
+    binary, port = fetched("fetch-bitcoind"), free_port()
     command = [
         str(binary),
         "-regtest",
