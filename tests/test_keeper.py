@@ -86,7 +86,7 @@ async def trade(path: Path, *, price: str = "60000", events: int = 2) -> AsyncIt
     async with running_world(path, hour=HOUR) as world:
         world.world.market.override = price
         nodes = {role: Node(world, role) for role in Role}
-        async with nodes[Role.MAKER].running(), nodes[Role.TAKER].running():
+        async with nodes[Role.MAKER].running("wallet"), nodes[Role.TAKER].running("wallet"):
             made = await deal(world, nodes[Role.MAKER], events=events)
             for role, node in nodes.items():
                 await node.remember(made.facts[role])
@@ -156,10 +156,10 @@ async def test_one_side_alone_settles_while_the_other_is_away_and_the_other_lear
     async with running_world(tmp_path, hour=HOUR) as world:
         world.world.market.override = "60000"
         maker, taker = Node(world, Role.MAKER), Node(world, Role.TAKER)
-        async with maker.running():
+        async with maker.running("wallet"):
             made = await deal(world, maker)
             await maker.remember(made.facts[Role.MAKER])
-            async with taker.running():
+            async with taker.running("wallet"):
                 await taker.remember(made.facts[Role.TAKER])
             this = Trade(world, {Role.MAKER: maker}, made)
             await this.confirm(made.transactions.lock_txid)
@@ -169,7 +169,7 @@ async def test_one_side_alone_settles_while_the_other_is_away_and_the_other_lear
             await this.mine(3)
             await this.come_to(State.SETTLED)
         back = Node(world, Role.TAKER, disk=taker.disk)
-        async with back.running():
+        async with back.running("wallet"):
             await until(lambda: back.position(this.order_id).state is State.SETTLED)
             await until(lambda: not back.broadcaster.status())
         assert this.paid() == this.owed(1, 60_000)
@@ -180,7 +180,7 @@ async def test_a_node_that_is_killed_after_every_step_settles_all_the_same(tmp_p
     async with running_world(tmp_path, hour=HOUR) as world:
         world.world.market.override = "60000"
         first = Node(world, Role.TAKER)
-        async with first.running("contracts", "attestations"):
+        async with first.running("wallet", "contracts", "attestations"):
             made = await deal(world, first)
             await first.remember(made.facts[Role.TAKER])
         transactions = made.transactions
@@ -194,10 +194,10 @@ async def test_a_node_that_is_killed_after_every_step_settles_all_the_same(tmp_p
         ):
             node = Node(world, Role.TAKER, disk=first.disk)
             this = Trade(world, {Role.TAKER: node}, made)
-            async with node.running():
+            async with node.running("wallet"):
                 await until(partial(this.has, expected))
             await world.world.mine_many(blocks)
-        async with Node(world, Role.TAKER, disk=first.disk).running() as last:
+        async with Node(world, Role.TAKER, disk=first.disk).running("wallet") as last:
             await until(lambda: last.position(made.plan.order_id).state is State.SETTLED)
         assert Trade(world, {}, made).paid() == Payout(made.plan.terms).split(outcome.long)
 
@@ -233,7 +233,12 @@ async def test_a_lost_connection_is_made_up_for(tmp_path: Path) -> None:
             for node in this.nodes.values():
                 node.supervisor[name].restart()
         await until(
-            lambda: all(service.health.up for node in this.nodes.values() for service in node.supervisor.services)
+            lambda: all(
+                service.health.up
+                for node in this.nodes.values()
+                for service in node.supervisor.services
+                if service.name != "wallet"
+            )
         )
         await this.confirm(this.deal.transactions.commit_txid)
         await until(lambda: this.nodes[Role.MAKER].position(this.order_id).commit)
@@ -253,7 +258,7 @@ async def test_a_damaged_record_is_shown_and_keeps_no_other_contract_from_settli
     async with running_world(tmp_path, hour=HOUR) as world:
         world.world.market.override = "60000"
         node = Node(world, Role.MAKER)
-        async with node.running("contracts"):
+        async with node.running("wallet", "contracts"):
             broken = await deal(world, node, name="broken")
             sound = await deal(world, node, name="sound")
             for each in (broken, sound):

@@ -179,7 +179,7 @@ class Node:
 
     @asynccontextmanager
     async def running(self, *without: str) -> AsyncIterator[Node]:
-        """All services, or all but some."""
+        """All services but those, which are stopped by their user. The wallet's first sync takes the longest."""
         for name in without:
             self.supervisor[name].stop()
         async with trio.open_nursery() as nursery:
