@@ -133,6 +133,12 @@ class SetupNode:
         except WorldError as down:
             log.warning("a failed setup is not on record yet", order=order_id.hex(), reason=down.sentence)
 
+    def check_ready(self) -> None:
+        """Raises Disconnected naming the first service that a setup needs and that is not up."""
+        for service in (self.positions, self.chain, self.wallet, self.oracle):
+            with service.lent():
+                pass
+
     async def fee_rate(self) -> int:
         """Whole sat/vB for six blocks within the configured bounds; the default when the chain cannot say."""
         rates = self.fee_rates

@@ -143,6 +143,7 @@ class Taker:
         `maker` may be left out if there is only one that makes this offer. Raises LocalError naming the field, or
         WorldError when a service that is needed is away.
         """
+        self.core.setup.check_ready()
         link, offer = self._find(maker, offer_id)
         if offer.stale(self.core.clock.now()):
             raise Conflict("stale_offer", f"offer {offer_id.hex()} is older than ten minutes; wait for a new one")

@@ -87,7 +87,13 @@ class Offer:
         _whole("opening_fee", self.opening_fee, 0, MAX_MONEY)
         _whole("created", self.created, 0, 2**40)
         # What no order could make into a contract is no offer: the smallest order with the highest leverage must do.
-        self.terms(self.min_quantity, self.leverages[-1])
+        try:
+            self.terms(self.min_quantity, self.leverages[-1])
+        except BadNumber as error:
+            if hasattr(self, error.field):
+                raise
+            allowed = f"one that makes a contract at leverage {self.leverages[-1]}, but {error}"
+            raise BadOffer("min_quantity", self.min_quantity, allowed) from None
 
     def margins(self, quantity: int, leverage: int) -> dict[Side, int]:
         """Both sides' margins in satoshis for an order of this size."""

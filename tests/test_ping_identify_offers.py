@@ -217,9 +217,9 @@ def test_a_set_is_bounded() -> None:
         ({"tolerance_near": "0.1", "tolerance_far": "0.05"}, "tolerance_near"),
         ({"created": -1}, "created"),
         # the smallest order with the highest leverage must make a contract
-        ({"opening_fee": 100_000_000}, "the taker's opening costs (satoshis)"),
-        ({"maker_leverage": 100}, "maker's margin (satoshis)"),
-        ({"leverages": (1, 100)}, "taker's margin (satoshis)"),
+        ({"opening_fee": 100_000_000}, "min_quantity"),
+        ({"maker_leverage": 100}, "min_quantity"),
+        ({"leverages": (1, 100)}, "min_quantity"),
     ],
 )
 def test_an_offer_that_nobody_could_take_is_none(changes: dict[str, Any], field: str) -> None:

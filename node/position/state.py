@@ -127,6 +127,9 @@ class Position:
     attempts: tuple[Attempt, ...] = ()
     own_witnesses: Witnesses | None = field(default=None, repr=False)
     peer_witnesses: Witnesses | None = field(default=None, repr=False)
+    placed_at: float = field(default=0.0, eq=False)
+    """When the order was on record, seconds since 1970."""
+    changed_at: float = field(default=0.0, eq=False)
     signed_at: float = field(default=0.0, eq=False)
     """When the contract was on record, seconds since 1970: from then on our lock signatures count as left."""
     abandoned: LockAbandoned | None = None
@@ -242,10 +245,11 @@ def _at(position: Position, index: int, change: Callable[[Attempt], Attempt]) ->
 
 def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
     """The position after one more event, which was recorded `at` (seconds since 1970)."""
-    change = attrs.evolve(position, version=position.version + 1)
+    change = attrs.evolve(position, version=position.version + 1, changed_at=at)
     match event:
         case OrderPlaced(role, peer, offer, quantity, leverage):
-            return attrs.evolve(change, role=role, peer=peer, offer=offer, quantity=quantity, leverage=leverage)
+            placed = attrs.evolve(change, role=role, peer=peer, offer=offer, placed_at=at)
+            return attrs.evolve(placed, quantity=quantity, leverage=leverage)
         case OrderRejected(code, sentence):
             return attrs.evolve(change, refusal=(code, sentence))
         case SetupFailed(code, sentence):

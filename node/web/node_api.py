@@ -68,9 +68,11 @@ def _node_router(core: Core) -> APIRouter:
 
     @router.get("/positions")
     async def list_positions() -> list[dict[str, Any]]:
+        """All of them, the newest last."""
         broadcasts = dict(core.broadcaster.status())
         with core.positions.lent() as positions:
-            return [position_view(position, broadcasts) for position in positions.all()]
+            placed = sorted(positions.all(), key=lambda position: position.placed_at)
+        return [position_view(position, broadcasts) for position in placed]
 
     @router.get("/positions/{order_id}")
     async def one_position(order_id: HexId) -> dict[str, Any]:

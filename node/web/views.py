@@ -62,6 +62,8 @@ def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[
     view: dict[str, Any] = {
         "order_id": position.id.hex(),
         "state": position.state.value,
+        "placed_at": position.placed_at,
+        "changed_at": position.changed_at,
         "role": position.role.value,
         "counterparty": position.peer.hex(),
         "symbol": offer.symbol,
