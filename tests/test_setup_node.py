@@ -20,9 +20,9 @@ from node.position.book import Positions
 from node.position.commands import fail_setup, place_order
 from node.position.state import Outpoint, State
 from node.regtest.world import RunningWorld
-from node.setup import Setup
+from node.setup import KEPT_FOR_FEES, Setup
 from node.wallet.interface import OutPoint, Wallet
-from protocols.contract.funding import FundingInput
+from protocols.contract.funding import FundingInput, funding_needed, side_fee
 from protocols.contract.oracle import DLC
 from protocols.contract.schedule import HOUR, first_event
 from protocols.contract.scripts import p2tr
@@ -181,6 +181,36 @@ async def test_setups_at_the_same_time_never_choose_the_same_coins(tmp_path: Pat
             node.setup.holds.release(bytes([number]) * 16)
         again = outpoints(await ask(node, fund_ask(6))) | outpoints(await ask(node, fund_ask(7)))
         assert again <= set().union(*coins)
+
+
+async def test_what_fees_may_need_is_left_in_the_wallet(tmp_path: Path) -> None:
+    async with running(tmp_path) as (world, node):
+        terms = PLACED.offer.check_order(3_500, 5)
+        needed = funding_needed(Role.TAKER, terms, MAKER.script("change"), MAKER.script("payout"))
+        own = side_fee(terms.fee_rate, [MAKER.script("change")], MAKER.script("change"))
+        coin = fund(world, await node.wallet.call(Wallet.new_script), needed + own + KEPT_FOR_FEES - 1)
+        await synced(world, node)
+        refusal = await refused(node, fund_ask(1))
+        assert refusal.code == "kept_for_fees"
+        assert refusal.sentence.startswith(f"the wallet would have {KEPT_FOR_FEES - 1} sat left")
+        assert node.setup.holds.all() == frozenset()
+        assert node.setup.kept_for_fees() == 0
+
+        # change of the lock or another coin: either may pay
+        fund(world, await node.wallet.call(Wallet.new_script), 330)
+        await synced(world, node)
+        first = await ask(node, fund_ask(1))
+        assert first.inputs == (coin,)
+        assert node.setup.kept_for_fees() == KEPT_FOR_FEES
+
+        # each position under way counts, once
+        fund(world, await node.wallet.call(Wallet.new_script), needed + own + KEPT_FOR_FEES)
+        await synced(world, node)
+        assert (await refused(node, fund_ask(2))).code == "kept_for_fees"
+        fund(world, await node.wallet.call(Wallet.new_script), KEPT_FOR_FEES - 330)
+        await synced(world, node)
+        await ask(node, fund_ask(2))
+        assert node.setup.kept_for_fees() == 2 * KEPT_FOR_FEES
 
 
 async def test_coins_of_positions_stay_reserved_without_a_setup_under_way(tmp_path: Path) -> None:

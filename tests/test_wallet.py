@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from bitcoin.core import CTransaction
 
 from node.clock import Clock
 from node.regtest.consensus import COINBASE_MATURITY, check_scripts
@@ -18,6 +19,7 @@ from node.wallet.pure import PureWallet
 from node.wallet.seed import Seed
 from node.wallet.selection import InsufficientFunds
 from protocols.contract.funding import MAX_INPUTS, side_fee
+from protocols.contract.scripts import ANCHOR_SCRIPT, ANCHOR_VALUE
 from protocols.contract.sighash import TxOut
 from protocols.errors import LocalError, WorldError
 from tests.wallets import MINERS, World, script_of, signed, spend, with_witnesses
@@ -182,6 +184,40 @@ async def test_it_signs_only_what_it_knows_to_be_its_own(world: World, wallet: W
         await wallet.sign(b"no transaction", [TxOut(70_000, script)])
     foreign = spend([OutPoint(bytes(32), 0)], (script, 60_000))
     assert await wallet.sign(foreign, [TxOut(70_000, MINERS)]) == {}
+
+
+async def test_it_signs_for_the_output_of_a_parent_that_no_chain_has_shown(world: World, wallet: Wallet) -> None:
+    """As a CET that no mempool takes alone: the wallet is shown the transaction itself, and believes nothing else."""
+    script = await wallet.new_script()
+    await wallet.sync()
+    parent = world.payment((script, 70_000))
+    txid = CTransaction.deserialize(parent).GetTxid()
+    tx, spent = spend([OutPoint(txid, 0)], (MINERS, 60_000)), [TxOut(70_000, script)]
+    with pytest.raises(LocalError, match="not_our_coin"):
+        await wallet.sign(tx, spent)
+    witnesses = await wallet.sign(tx, spent, [parent])
+    check_scripts(with_witnesses(tx, spent, witnesses), [Spent(70_000, script)])
+    with pytest.raises(LocalError, match="not_our_coin"):
+        await wallet.sign(tx, [TxOut(70_001, script)], [parent])
+    with pytest.raises(LocalError, match="not_our_coin"):
+        await wallet.sign(tx, spent, [world.payment((script, 70_000))])
+    with pytest.raises(LocalError, match="bad_transaction"):
+        await wallet.sign(tx, spent, [parent[:-1]])
+    assert await wallet.coins() == []
+
+
+async def test_it_signs_beside_an_anchor(world: World, wallet: Wallet) -> None:
+    """As in the child that raises a commit's fee: the anchor needs no signature, and is nobody's."""
+    script = await wallet.new_script()
+    world.pay((script, 70_000))
+    anchored = world.pay((ANCHOR_SCRIPT, ANCHOR_VALUE))
+    await wallet.sync()
+    [coin] = await wallet.coins()
+    tx = spend([OutPoint(anchored, 0), coin.outpoint], (MINERS, 60_000))
+    spent = [TxOut(ANCHOR_VALUE, ANCHOR_SCRIPT), TxOut(70_000, script)]
+    witnesses = await wallet.sign(tx, spent)
+    assert set(witnesses) == {1}
+    world.send(with_witnesses(tx, spent, witnesses))
 
 
 async def test_a_signature_covers_the_peers_inputs(world: World, wallet: Wallet) -> None:
