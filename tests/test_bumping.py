@@ -208,6 +208,7 @@ async def test_a_cet_is_raised_out_of_its_payout_and_so_is_its_commit_before(tmp
         assert payout - child.fee in [coin.value for coin in unspent(this.world, PAYOUTS[Role.TAKER])]
 
 
+@pytest.mark.slow
 async def test_a_refund_is_raised(tmp_path: Path) -> None:
     async with opened(tmp_path, 100_000, estimate=AGREED, floor=0) as this:
         await this.force_close()
