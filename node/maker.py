@@ -67,6 +67,7 @@ class Maker:
             board,
             core.clock,
             step=config.quote_step,
+            check_ready=core.setup.check_ready,
             fee_rate=core.setup.fee_rate,
             entropy=core.setup.entropy,
         )

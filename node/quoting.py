@@ -1,7 +1,7 @@
 """Offers that follow the market: a spread in the place of a price.
 
 Such an offer is priced from the feed's quote, and priced anew, under a new id, when the quote moved away from it or it
-grew old. While there is no fresh quote it is withdrawn; it comes back by itself.
+grew old. While there is no fresh quote, or the node cannot serve an order, it is withdrawn; it comes back by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trio
 from attrs import define, evolve
 
 from node.clock import Clock
-from node.errors import Conflict, NotFound
+from node.errors import Conflict, Disconnected, NotFound
 from node.offers import OfferBoard
 from node.prices import Feed, Quote
 from protocols.contract.numbers import PRICE_PLACES, BadNumber, format_decimal, parse_part, parse_price
@@ -68,14 +68,17 @@ class Quoting:
         clock: Clock,
         *,
         step: str,
+        check_ready: Callable[[], None],
         fee_rate: Callable[[], Awaitable[int]],
         entropy: Callable[[int], bytes],
     ) -> None:
-        """`step` is the part of its price by which a price may lag; `fee_rate` says what new positions pay, sat/vB."""
+        """`step` is the part of its price by which a price may lag; `check_ready` raises Disconnected while orders
+        cannot be served; `fee_rate` says what new positions pay, sat/vB."""
         self._feed = feed
         self._board = board
         self._clock = clock
         self._step = parse_part(step, "step", high="0.1")
+        self._check_ready = check_ready
         self._ask_fee_rate = fee_rate
         self._entropy = entropy
         self._fee_rate = 0
@@ -139,9 +142,9 @@ class Quoting:
 
     def _look(self, quoted: Quoted) -> None:
         """Put one offer, make it anew or withdraw it, as the quote demands."""
-        quote, problem = self._feed.quote, self._feed.problem()
-        if quote is None or problem is not None or not self._running:
-            self._withdraw(quoted, problem or NOT_RUNNING)
+        quote, obstacle = self._feed.quote, self._obstacle()
+        if quote is None or obstacle is not None:
+            self._withdraw(quoted, obstacle or "there is no quote")
             return
         now, stands = self._clock.now(), quoted.offer
         price = quoted_price(quote, quoted.pattern.side, quoted.spread)
@@ -160,6 +163,16 @@ class Quoting:
             return
         self._board.put(offer)
         quoted.offer, quoted.reason = offer, None
+
+    def _obstacle(self) -> str | None:
+        """Why nothing may be offered now."""
+        if not self._running:
+            return NOT_RUNNING
+        try:
+            self._check_ready()
+        except Disconnected as down:
+            return down.sentence
+        return self._feed.problem()
 
     def _due(self, offer: Offer, price: Fraction, now: float) -> bool:
         stands = parse_price(offer.price)

@@ -16,7 +16,8 @@ from trio.testing import MockClock
 
 from node.clock import Clock
 from node.config import HostPort, MakerConfig, load
-from node.errors import ConfigError, Conflict, NotFound
+from node.errors import ConfigError, Conflict, Disconnected, NotFound
+from node.health import all_healthy
 from node.maker import Maker
 from node.offers import OfferBoard
 from node.prices import STALE_AFTER, Feed, Quote
@@ -27,6 +28,7 @@ from node.web.sockets import bind_api
 from protocols.contract.numbers import BadNumber, format_decimal
 from protocols.contract.terms import Side
 from tests.setups import NOW, OFFER
+from tests.worlds import running_world, until
 
 SHORT, LONG = ("BTCUSD", Side.SHORT), ("BTCUSD", Side.LONG)
 SPREAD = "0.0025"
@@ -65,6 +67,8 @@ class Desk:
         self.nursery = nursery
         self.market = "54000"
         self.fee_rate = 2
+        self.down: str | None = None
+        """A service that an order would need."""
         self.clock = Clock(wall=lambda: NOW + trio.current_time())
         self.exchange = Exchange(lambda: self.market, self.clock.now)
         self.feed = Feed("ws://exchange.example/realtime", self.clock, dial=self._dial)
@@ -75,6 +79,7 @@ class Desk:
             self.board,
             self.clock,
             step="0.001",
+            check_ready=self._check_ready,
             fee_rate=self._ask_fee_rate,
             entropy=lambda _: next(self.ids),
         )
@@ -89,6 +94,10 @@ class Desk:
 
     async def _run_feed(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self.feed.run(task_status=task_status)
+
+    def _check_ready(self) -> None:
+        if self.down is not None:
+            raise Disconnected(self.down, "restarting")
 
     async def _ask_fee_rate(self) -> int:
         return self.fee_rate
@@ -196,6 +205,18 @@ class TestQuoting:
         assert desk.board.standing() == ()
         assert "older than 120 s" in quoted.reason
 
+    async def test_nothing_is_offered_while_an_order_could_not_be_served(
+        self, desk: Desk, autojump_clock: MockClock
+    ) -> None:
+        quoted = desk.follow()
+        desk.down = "wallet"
+        await desk.settle()
+        assert desk.board.standing() == ()
+        assert quoted.reason == "wallet is not available: restarting"
+        desk.down = None
+        await desk.settle()
+        assert desk.price() == "54135.51"
+
     async def test_a_price_that_no_offer_can_have_is_a_reason(self, desk: Desk, autojump_clock: MockClock) -> None:
         quoted = desk.follow()
         desk.market = "1048000"
@@ -243,53 +264,51 @@ class TestQuoting:
         self, desk: Desk, autojump_clock: MockClock
     ) -> None:
         blind = Quoting(
-            Feed(None, desk.clock), desk.board, desk.clock, step="0", fee_rate=desk._ask_fee_rate, entropy=bytes
+            Feed(None, desk.clock),
+            desk.board,
+            desk.clock,
+            step="0",
+            check_ready=desk._check_ready,
+            fee_rate=desk._ask_fee_rate,
+            entropy=bytes,
         )
         with pytest.raises(Conflict, match="no price feed is configured"):
             blind.price(Side.LONG, SPREAD)
 
 
 @asynccontextmanager
-async def maker_node(folder: Path, url: str | None) -> AsyncIterator[httpx2.AsyncClient]:
-    """A maker without a chain, and its API."""
-    prices = {} if url is None else {"prices": {"url": url}}
-    config = MakerConfig.model_validate(
-        {
-            "network": "regtest",
-            "data": folder,
-            "electrum": ["127.0.0.1:1"],
-            "oracle": {"url": "http://127.0.0.1:1", "announcement_key": "11" * 32, "attestation_key": "22" * 32},
-            "listen": HostPort("127.0.0.1", 0),
-            **prices,
-        }
-    )
+async def maker_api(folder: Path, *files: Path) -> AsyncIterator[tuple[Maker, httpx2.AsyncClient]]:
+    """A maker that is configured by these files, and its API."""
     with bind_api(HostPort("127.0.0.1", 0)) as listener:
+        config = load(MakerConfig, paths=files, environ={}, flags={"data": str(folder), "listen": "127.0.0.1:0"})
         maker = Maker.build(config, listener)
         async with trio.open_nursery() as nursery:
             await nursery.start(maker.core.supervisor.run)
             headers = {"Authorization": f"Bearer {(folder / 'api.token').read_text().strip()}"}
             base = (folder / "api.url").read_text().strip() + "/api/v1"
             async with httpx2.AsyncClient(base_url=base, headers=headers) as http:
-                yield http
+                yield maker, http
             nursery.cancel_scope.cancel()
 
 
 class TestApi:
-    async def test_offers_with_a_spread(self, tmp_path: Path, nursery: trio.Nursery) -> None:
-        exchange = Exchange(lambda: "54000", Clock().now)
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(exchange.serve, [listener])
-        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/realtime"
-        async with maker_node(tmp_path, url) as http:
-            with trio.fail_after(10):
-                while (shown := (await http.get("/prices")).json())["stale"]:  # noqa: ASYNC110  as a page
-                    await trio.sleep(0.05)
+    async def test_offers_with_a_spread(self, tmp_path: Path) -> None:
+        async with (
+            running_world(tmp_path / "world") as world,
+            maker_api(tmp_path / "maker", world.config) as (maker, http),
+        ):
+            world.world.market.override = "54000"
+            feed = maker.core.feed
+            await until(lambda: all_healthy(maker.core.supervisor.health()))
+            await until(lambda: feed.quote is not None and feed.quote.bid == "54000")
+            shown = (await http.get("/prices")).json()
             assert (shown["symbol"], shown["bid"], shown["ask"]) == ("BTCUSD", "54000", "54000.5")
             assert 0 <= shown["age"] < 10
+            assert (shown["stale"], shown["reason"]) == (False, None)
 
             said = {"side": "short", "spread": SPREAD, "max_quantity": 1000}
             answer = await http.post("/offers", json=said)
-            assert answer.status_code == 201
+            assert answer.status_code == 201, answer.text
             quoted = answer.json()
             assert (quoted["maker_side"], quoted["spread"], quoted["reason"]) == ("short", SPREAD, None)
             assert (quoted["offer"]["price"], quoted["offer"]["max_quantity"]) == ("54135.51", 1000)
@@ -318,14 +337,12 @@ class TestApi:
             ):
                 refused = await http.post("/offers", json=body)
                 assert (refused.status_code, refused.json()["field"]) == (422, field)
-        nursery.cancel_scope.cancel()
 
     async def test_without_a_feed(self, tmp_path: Path) -> None:
-        async with maker_node(tmp_path, None) as http:
+        path = tmp_path / "config.toml"
+        path.write_text(TestConfig.WORLD.replace("[prices]", ""))
+        async with maker_api(tmp_path / "maker", path) as (_, http):
             assert (await http.get("/prices")).json()["reason"] == "no price feed is configured"
-            refused = await http.post("/offers", json={"side": "long", "spread": "0.01"})
-            assert refused.status_code == 409
-            assert "needs a quote: no price feed is configured" in refused.json()["detail"]
             services = (await http.get("/health")).json()["services"]
             assert not {"prices", "quoting"} & {service["name"] for service in services}
 
