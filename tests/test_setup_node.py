@@ -156,8 +156,11 @@ async def test_every_attempt_has_a_salt_and_keys_of_its_own(tmp_path: Path) -> N
 # --- our coins --------------------------------------------------------------------------------------------------------
 
 
-async def test_setups_at_the_same_time_never_choose_the_same_coins(tmp_path: Path) -> None:
-    async with running(tmp_path, 2_000_000, 2_000_000, 2_000_000) as (_, node):
+@pytest.mark.parametrize("kind", ["pure", "bdk"])
+async def test_setups_at_the_same_time_never_choose_the_same_coins(tmp_path: Path, kind: str) -> None:
+    """BDK's works in threads, so that others get their turn between looking at the coins and choosing."""
+    bdk = tmp_path / "wallet.sqlite" if kind == "bdk" else None
+    async with running(tmp_path, 2_000_000, 2_000_000, 2_000_000, bdk=bdk) as (_, node):
         chosen: list[Funding] = []
         refusals: list[CodedError] = []
 

@@ -31,8 +31,10 @@ from node.regtest.index import script_hash
 from node.regtest.world import RunningWorld, run_world
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
+from node.wallet.bdk import BdkWallet
 from node.wallet.interface import Wallet, run_wallet
 from node.wallet.pure import PureWallet
+from node.wallet.seed import Seed
 from protocols.contract.funding import FundingInput
 from protocols.contract.oracle import DLC
 from protocols.contract.schedule import HOUR, first_event
@@ -115,6 +117,8 @@ class Node:
     role: Role
     disk: MemoryBackend = Factory(MemoryBackend)
     fee_rates: FeeRateTable = Factory(FeeRateTable)
+    bdk: Path | None = None
+    """The file of a BDK wallet in the place of the pure one."""
     supervisor: Supervisor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -174,7 +178,10 @@ class Node:
 
     async def _run_wallet(self, *, task_status: trio.TaskStatus[Wallet]) -> None:
         with self.chain.lent() as client:
-            wallet = PureWallet(self.trader.seed, "regtest", client, clock=self.world.clock)
+            wallet: Wallet = PureWallet(self.trader.seed, "regtest", client, clock=self.world.clock)
+            if self.bdk is not None:
+                seed = Seed.generate()
+                wallet = await BdkWallet.open(seed, "regtest", self.bdk, lambda: self.world.electrum)
             await run_wallet(wallet, task_status=task_status)
 
     @asynccontextmanager
