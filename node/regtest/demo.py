@@ -10,23 +10,19 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-import tomllib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import trio
-from attrs import Factory, asdict, define, field, frozen
-from bitcoin.core import CTransaction
+from attrs import Factory, asdict, define, frozen
 
-from node.clock import Clock
+from node.regtest.processes import Failed, Node, Processes, healthy
 from protocols.contract.oracle import scheme_named
 from protocols.contract.outcomes import covering, settlement_outcomes
 from protocols.contract.payout import Payout
@@ -39,10 +35,6 @@ PATIENCE = 60.0
 WIDTH = 96
 
 
-class DemoFailed(Exception):
-    """Something did not come true; the text says what."""
-
-
 @frozen
 class Step:
     name: str
@@ -52,43 +44,11 @@ class Step:
 
 
 @define(eq=False)
-class Node:
-    """One of the three processes."""
-
-    name: str
-    data: Path
-    process: trio.Process
-    log: Path
-    http: httpx2.AsyncClient = field(repr=False)
-    url: str = ""
-    _token: str = field(default="", repr=False)
-
-    async def call(self, method: str, path: str, body: object = None) -> Any:
-        """The API's answer; DemoFailed with the problem's sentence if it refuses."""
-        response = await self.answer(method, path, body)
-        if response.status_code >= 400:
-            raise DemoFailed(f"{self.name}: {method} {path}: {response.json().get('detail', response.text)}")
-        return response.json()
-
-    async def answer(self, method: str, path: str, body: object = None) -> httpx2.Response:
-        if not self.url:
-            self.url = (self.data / "api.url").read_text().strip()
-            self._token = (self.data / "api.token").read_text().strip()
-        headers = {"Authorization": f"Bearer {self._token}"}
-        return await self.http.request(method, self.url + "/api/v1" + path, json=body, headers=headers)
-
-
-@define(eq=False)
-class Demo:
+class Demo(Processes):
     """The story, its steps, and how long each took."""
 
-    folder: Path
-    hour: float
-    http: httpx2.AsyncClient
     steps: list[Step] = Factory(list)
     _began: float = Factory(time.monotonic)
-    _control: str = ""
-    _calendar: Clock = Factory(Clock)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -105,8 +65,8 @@ class Demo:
                 detail = await work()
         except trio.TooSlowError:
             self._record(name, False, began, f"did not happen within {within:.0f} s")
-            raise DemoFailed(f"{name}: it did not happen within {within:.0f} s") from None
-        except DemoFailed as error:
+            raise Failed(f"{name}: it did not happen within {within:.0f} s") from None
+        except Failed as error:
             self._record(name, False, began, str(error))
             raise
         self._record(name, True, began, detail)
@@ -120,93 +80,15 @@ class Demo:
         rows += [f"{step.name:<34}{'ok' if step.passed else 'FAIL':<5}{step.seconds:>8.1f}" for step in self.steps]
         return "\n".join(rows)
 
-    # --- the three processes ------------------------------------------------------------------------------------------
+    # --- the trade ----------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def running(self, name: str, *arguments: str) -> AsyncIterator[Node]:
-        """One `cfdnode` process, ended at the end of the block."""
-        data, log = self.folder / name, self.folder / f"{name}.log"
-        command = [sys.executable, "-m", "node", *arguments, "--data", str(data)]
-        # a session of its own: an interrupt at the terminal is for the demo, which then ends its children in order
-        with log.open("wb") as output:
-            process = await trio.lowlevel.open_process(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            yield Node(name, data, process, log, self.http)
-        finally:
-            with trio.CancelScope(shield=True):
-                process.terminate()
-                with trio.move_on_after(10):
-                    await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-
-    async def until(self, node: Node, question: Callable[[], Awaitable[bool]]) -> None:
-        """Ask again and again, for as long as the process lives."""
-        while True:
-            if node.process.returncode is not None:
-                raise DemoFailed(f"{node.name} ended with status {node.process.returncode}; see {node.log}")
-            try:
-                if await question():
-                    return
-            except (httpx2.TransportError, FileNotFoundError):
-                pass  # not up yet
-            await trio.sleep(0.1)
-
-    async def control(self, path: str, body: object = None) -> Any:
-        response = await self.http.request("GET" if body is None else "POST", self._control + path, json=body)
-        if response.status_code >= 400:
-            raise DemoFailed(f"the world: {path}: {response.text}")
-        return response.json()
-
-    async def transaction(self, txid: str) -> CTransaction:
-        """As it stands in the world's chain."""
-        return CTransaction.deserialize(bytes.fromhex((await self.control(f"/tx/{txid}"))["hex"]))
-
-    async def fee(self, txid: str) -> int:
-        """What a transaction leaves to the miners, in satoshis."""
-        tx = await self.transaction(txid)
-        fee = 0
-        for spent in tx.vin:
-            parent = await self.transaction(spent.prevout.hash[::-1].hex())
-            fee += parent.vout[spent.prevout.n].nValue
-        for output in tx.vout:
-            fee -= output.nValue
-        return fee
-
-    async def world_is_up(self, world: Node) -> str:
-        config = world.data / "world.toml"
-
-        async def up() -> bool:
-            if not config.exists():
-                return False
-            said = tomllib.loads(config.read_text())
-            self._control = said["regtest"]["control"]
-            self._calendar = Clock(hour=said["clock"]["hour"], anchor=said["clock"]["anchor"])
-            await self.control("/state")
-            return True
-
-        await self.until(world, up)
+    async def world_comes_up(self, world: Node) -> str:
+        await self.world_is_up(world)
         state = await self.control("/state")
         return (
             f"A world of its own: a regtest chain at height {state['height']}, judged by Bitcoin Core's consensus code,"
             f" behind an Electrum server; an oracle; bitcoin at {state['price']} USD; an hour takes {self.hour:g} s."
         )
-
-    async def healthy(self, node: Node) -> dict[str, Any]:
-        """The node's health once every service is healthy."""
-        health: dict[str, Any] = {}
-
-        async def all_healthy() -> bool:
-            health.update(await node.call("GET", "/health"))
-            return bool(health["healthy"])
-
-        await self.until(node, all_healthy)
-        return health
-
-    # --- the trade ----------------------------------------------------------------------------------------------------
 
     async def fund(self, nodes: Sequence[Node]) -> str:
         told = []
@@ -219,7 +101,7 @@ class Demo:
             async def funded(node: Node = node) -> bool:
                 return bool((await node.call("GET", "/wallet"))["confirmed"] == FUNDS[node.name])
 
-            await self.until(node, funded)
+            await node.until(funded)
         return f"Both wallets are funded: {'; '.join(told)}."
 
     async def make_offers(self, maker: Node) -> None:
@@ -237,7 +119,7 @@ class Demo:
             seen.update({offer["taker_side"]: offer for offer in offers})
             return len(seen) == 2
 
-        await self.until(taker, arrived)
+        await taker.until(arrived)
         return (
             "Offers arrive at the taker, over a connection encrypted by Noise, on a stream of their own: "
             + "; ".join(
@@ -252,7 +134,7 @@ class Demo:
         answer = await taker.answer("POST", "/orders", order)
         problem = answer.json()
         if answer.status_code != 422 or problem.get("field") != "quantity" or str(LIMIT) not in problem["detail"]:
-            raise DemoFailed(f"an order of {2 * LIMIT} was answered with {answer.status_code} {answer.text}")
+            raise Failed(f"an order of {2 * LIMIT} was answered with {answer.status_code} {answer.text}")
         return f"An order of {2 * LIMIT} contracts is refused: {problem['detail']}."
 
     async def order(self, taker: Node, offer: dict[str, Any], placed: dict[str, Any]) -> str:
@@ -268,16 +150,16 @@ class Demo:
         )
 
     async def reaches(self, node: Node, order_id: str, *states: str) -> dict[str, Any]:
-        """The position once it is in one of these states. DemoFailed when it failed instead."""
+        """The position once it is in one of these states. Failed when it failed instead."""
         position: dict[str, Any] = {}
 
         async def there() -> bool:
             position.update(await node.call("GET", f"/positions/{order_id}"))
             if position["state"] in ("rejected", "setup failed"):
-                raise DemoFailed(f"the position is {position['state']}: {position['refusal']['sentence']}")
+                raise Failed(f"the position is {position['state']}: {position['refusal']['sentence']}")
             return position["state"] in states
 
-        await self.until(node, there)
+        await node.until(there)
         return position
 
     async def lock_confirms(self, nodes: Sequence[Node], order_id: str) -> str:
@@ -289,17 +171,17 @@ class Demo:
         position = await taker.call("GET", f"/positions/{order_id}")
         expiry = position["contract"]["expiry"]
         told = 0
-        while (left := expiry - self._calendar.calendar()) > 0:
+        while (left := expiry - self.calendar.calendar()) > 0:
             hours = -(-left // 3600)
             if hours % 6 == 0 and hours != told:
                 told = hours
                 price = (await self.control("/state"))["price"]
                 self.say(f"… {hours} hours to expiry, bitcoin at {price} USD.")
-            await trio.sleep(min(0.25, self._calendar.wall_seconds(left)))
+            await trio.sleep(min(0.25, self.calendar.wall_seconds(left)))
         position = await self.reaches(taker, order_id, "settling", "settled")
         settlement = position["settlement"]
         if scheme_named(position["contract"]["oracle"]).event_time(settlement["event"]) != expiry:
-            raise DemoFailed(f"it was settled by {settlement['event']}, before its expiry")
+            raise Failed(f"it was settled by {settlement['event']}, before its expiry")
         return f"The hour of expiry comes, and the oracle attests {settlement['price']} USD in {settlement['event']}."
 
     async def commit_confirms(self, nodes: Sequence[Node], order_id: str) -> str:
@@ -309,7 +191,7 @@ class Demo:
                 position = await node.call("GET", f"/positions/{order_id}")
                 return position["contract"]["commit_height"] is not None
 
-            await self.until(node, confirmed)
+            await node.until(confirmed)
         contract = (await nodes[0].call("GET", f"/positions/{order_id}"))["contract"]
         return f"The commit, {contract['commit_txid']}, confirms at height {contract['commit_height']}."
 
@@ -319,9 +201,7 @@ class Demo:
         blocks = paid["height"] - contract["commit_height"]
         lock = contract["terms"]["timelocks"]["settlement"]
         if paid["kind"] != "cet" or blocks < lock:
-            raise DemoFailed(
-                f"a {paid['kind']} confirmed {blocks} blocks after the commit, whose lock is {lock} blocks"
-            )
+            raise Failed(f"a {paid['kind']} confirmed {blocks} blocks after the commit, whose lock is {lock} blocks")
         return f"{blocks} blocks later, its lock of {lock} being over, the CET confirms: {paid['txid']}."
 
     async def payouts_are_right(self, nodes: Sequence[Node], order_id: str) -> str:
@@ -342,10 +222,10 @@ class Demo:
         on_chain = await self.transaction(views[0]["paid"]["txid"])
         paid = [output.nValue for output in on_chain.vout]
         if paid != [due[Role.MAKER], due[Role.TAKER]] or sum(paid) != terms.pool:
-            raise DemoFailed(f"the chain pays {paid}, the contract says {list(due.values())} of {terms.pool}")
+            raise Failed(f"the chain pays {paid}, the contract says {list(due.values())} of {terms.pool}")
         for view in views:
             if [view["paid"]["maker_payout"], view["paid"]["taker_payout"]] != paid or not view["paid"]["final"]:
-                raise DemoFailed(f"the {view['role']} says {view['paid']}, the chain pays {paid}")
+                raise Failed(f"the {view['role']} says {view['paid']}, the chain pays {paid}")
         return (
             f"On the chain the maker gets {sats(paid[0])} and the taker {sats(paid[1])}, together the pool of"
             f" {sats(terms.pool)}: to the satoshi what the contract says for {price} USD."
@@ -363,7 +243,7 @@ class Demo:
             wallets = [await node.call("GET", "/wallet") for node in nodes]
             return bool(sum(wallet["confirmed"] for wallet in wallets) + fees + anchor == sum(FUNDS.values()))
 
-        await self.until(nodes[0], adds_up)
+        await nodes[0].until(adds_up)
         return (
             f"Both wallets, {fees} sat of fees and the commit's anchor of {anchor} sat add up to the"
             f" {sats(sum(FUNDS.values()))} of the start."
@@ -375,23 +255,21 @@ def sats(amount: int) -> str:
 
 
 async def tell(demo: Demo, *, once: bool) -> None:
-    """The whole story. Raises DemoFailed when any of it does not come true."""
-    config = str(demo.folder / "world" / "world.toml")
-    async with demo.running("world", "regtest", "--hour", str(demo.hour)) as world:
-        await demo.step("a world", lambda: demo.world_is_up(world))
-        ports = ("--api", "127.0.0.1:0", "--config", config)
-        async with demo.running("maker", "maker", *ports, "--listen", "127.0.0.1:0") as maker:
-            await demo.step("the maker is up", lambda: _up(demo, maker))
+    """The whole story. Raises Failed when any of it does not come true."""
+    async with demo.world() as world:
+        await demo.step("a world", lambda: demo.world_comes_up(world))
+        async with demo.maker() as maker:
+            await demo.step("the maker is up", lambda: _up(maker))
             address = (await maker.call("GET", "/maker"))["address"]
-            async with demo.running("taker", "taker", *ports, "--makers", address) as taker:
-                await demo.step("the taker is up", lambda: _up(demo, taker))
+            async with demo.taker(address) as taker:
+                await demo.step("the taker is up", lambda: _up(taker))
                 await _trade(demo, maker, taker)
                 if not once:
                     await _stay(demo, maker, taker)
 
 
-async def _up(demo: Demo, node: Node) -> str:
-    health = await demo.healthy(node)
+async def _up(node: Node) -> str:
+    health = await healthy(node)
     return f"The {node.name}: {len(health['services'])} services, all healthy; its API is at {node.url}."
 
 
@@ -460,7 +338,7 @@ async def _run(folder: Path, options: argparse.Namespace) -> bool:
         demo = Demo(folder, options.hour, http)
         try:
             await tell(demo, once=options.once or not sys.stdout.isatty())
-        except DemoFailed as error:
+        except Failed as error:
             failure = str(error)
     print("\n" + demo.table())
     if options.json is not None:
