@@ -26,7 +26,7 @@ LOOK_EVERY = 0.5
 """Seconds between two looks at the quote, and so between two prices of one offer at least."""
 REFRESH_AFTER = 60.0
 """Seconds after which an offer gets a new time, at whatever price."""
-FEE_RATE_EVERY = 60.0
+FEE_RATE_EVERY = REFRESH_AFTER / 2
 NOT_RUNNING = "quoting is not running"
 
 
