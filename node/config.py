@@ -257,6 +257,8 @@ class NodeConfig(_Table):
     prices: PricesTable | None = None
     clock: ClockTable = ClockTable()
     fee_rate: FeeRateTable = FeeRateTable()
+    abandon_after: Annotated[float, Field(ge=10, le=600)] = 600.0
+    """Seconds after our signatures left; a lock that is in no mempool then is given up, its coins are spent back."""
     log: LogTable = LogTable()
     genesis: Key = ""
     """The hash of the chain's first block; where it is given, it must be the network's."""

@@ -158,13 +158,13 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         prices = supervisor.service("prices", run_prices)
 
     async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
-        keeper = ChainKeeper(positions, monitor, broadcaster, seed.secret, report=contracts)
+        keeper = ChainKeeper(positions, monitor, broadcaster, seed.secret, clock, report=contracts)
         await keeper.run(task_status=task_status)
 
     contracts = supervisor.service("contracts", run_contracts, [positions])
 
     async def run_locks(*, task_status: trio.TaskStatus[None]) -> None:
-        keeper = LockKeeper(positions, monitor, wallet, clock, setup.fee_rate, report=locks)
+        keeper = LockKeeper(positions, monitor, wallet, clock, setup.fee_rate, report=locks, after=config.abandon_after)
         await keeper.run(task_status=task_status)
 
     locks = supervisor.service("locks", run_locks, [positions])

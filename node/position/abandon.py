@@ -79,7 +79,7 @@ async def _signed_spend_back(position: Position, wallet: Wallet, estimate: int) 
 
 @frozen
 class LockKeeper:
-    """Gives up every lock that is in no mempool ten minutes after our signatures left; at once if it is older."""
+    """Gives up every lock that is in no mempool so long after our signatures left; at once if it is older."""
 
     positions: Service[Positions]
     monitor: Monitor
@@ -89,6 +89,7 @@ class LockKeeper:
     """The present estimate, sat/vB."""
     report: Report = UNREPORTED
     """Told of a lock that cannot be given up."""
+    after: float = ABANDON_AFTER
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         kept: set[bytes] = set()
@@ -105,7 +106,7 @@ class LockKeeper:
 
     async def _wait(self, positions: Positions, order_id: bytes) -> None:
         while (position := positions.get(order_id)) is not None and position.state is State.OPENING:
-            left = position.signed_at + ABANDON_AFTER - self.clock.now()
+            left = position.signed_at + self.after - self.clock.now()
             if left <= 0 and not await self._in_a_mempool(position):
                 await self._abandon(positions, position)
             # in short steps: the wall clock may be set

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from bitcoin.core import CTransaction
 
 from node import files
 from node.clock import Clock
+from protocols.contract.outcomes import covering, settlement_outcomes
+from protocols.contract.payout import Payout
+from protocols.contract.terms import Role, Side, Terms, Timelocks
 
 ENDS_WITHIN = 10.0
 """Seconds that a process has to end in good order."""
@@ -182,3 +185,14 @@ async def healthy(node: Node) -> dict[str, Any]:
 
     await node.until(all_healthy)
     return health
+
+
+def due_payouts(view: Mapping[str, Any]) -> list[int]:
+    """What a settled position's contract pays to maker and taker, in satoshis, by its terms and the attested price."""
+    said, settlement = view["contract"]["terms"], view["settlement"]
+    rest = {"maker_side": Side(said["maker_side"]), "timelocks": Timelocks(**said["timelocks"])}
+    terms = Terms(**{**said, **rest})
+    outcome = covering(settlement_outcomes(terms), 0, settlement["price"])
+    assert outcome is not None, "a settlement covers every price"
+    payouts = Payout(terms).split(outcome.long)
+    return [payouts[Role.MAKER], payouts[Role.TAKER]]
