@@ -43,7 +43,10 @@ def running_electrum_server(node: Bitcoind, folder: Path) -> Iterator[str]:
 
 def _knows(port: int, height: int) -> bool:
     """Whether it answers, and with a tip of that height."""
-    requests = ("server.version", ["test", "1.4"]), ("blockchain.headers.subscribe", [])
+    requests: tuple[tuple[str, list[str]], ...] = (
+        ("server.version", ["test", "1.4"]),
+        ("blockchain.headers.subscribe", []),
+    )
     answer = {}
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as server, server.makefile("rwb") as lines:

@@ -74,6 +74,26 @@ async def test_the_tip_follows_a_reorganisation(world: World, client: ElectrumCl
     assert [client.headers.hash(h) for h in range(123)] == [world.chain.block_hash(h) for h in range(123)]
 
 
+async def test_the_tip_that_was_asked_for_does_not_undo_what_was_announced_after_it(
+    world: World, server: Between, client: ElectrumClient
+) -> None:
+    """The answer and the notice of the next block arrive together, in this order."""
+    asked = {"height": 120, "hex": world.chain.header(120).hex()}
+
+    def together(method: str, message: dict[str, Any]) -> dict[str, Any] | bytes | None:
+        if method != "blockchain.headers.subscribe":
+            return message
+        if "id" not in message:
+            return None  # the notice, which goes with the answer
+        notice = {"method": method, "params": [{"height": 121, "hex": world.chain.header(121).hex()}]}
+        return b"".join(json.dumps(each).encode() + b"\n" for each in ({**message, "result": asked}, notice))
+
+    server.edit = together
+    world.mine()
+    assert (await client.newest_tip()).height in (120, 121)
+    await until(lambda: client.tip.height == 121)
+
+
 async def test_many_blocks_while_nobody_looked(world: World, client: ElectrumClient) -> None:
     world.chain.mine_many(300)
     await until(lambda: client.tip.height == 420)

@@ -55,7 +55,7 @@ class ChainSync:
 
     async def catch_up(self) -> None:
         """Ask for the tip, and have `headers` end there."""
-        self.announce(await self._session.request("blockchain.headers.subscribe"))
+        await self._session.request("blockchain.headers.subscribe", arrived=self.announce)
         self._session.check()
         await self._join()
 

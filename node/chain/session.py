@@ -40,6 +40,7 @@ class ServerError(WorldError):
 @define(eq=False)
 class _Call:
     method: str
+    arrived: Callable[[object], object] | None = None
     done: trio.Event = Factory(trio.Event)
     result: object = None
     error: str | None = None
@@ -69,13 +70,17 @@ class Session:
         self._outgoing = bytearray()
         self._wake_writer = trio.Event()
 
-    async def request(self, method: str, *params: object) -> object:
+    async def request(self, method: str, *params: object, arrived: Callable[[object], object] | None = None) -> object:
         """The server's answer. Raises `ServerError` if it is an error, `WorldError` ``server_slow`` after 30 s, and
-        `ServerLost` once the session is over."""
+        `ServerLost` once the session is over.
+
+        `arrived` gets the answer before the next line is looked at, whereas who waits here may run after
+        notifications that the server sent later. It must not raise.
+        """
         with trio.move_on_after(REQUEST_TIMEOUT):
             async with self._in_flight:
                 self.check()
-                number, call = next(self._ids), _Call(method)
+                number, call = next(self._ids), _Call(method, arrived)
                 self._calls[number] = call
                 try:
                     self._send(number, method, params)
@@ -190,6 +195,8 @@ class Session:
                 if message.get("error") is not None:
                     call.error = _message(message["error"])
                 call.result = message.get("result")
+                if call.arrived is not None and call.error is None:
+                    call.arrived(call.result)
                 call.done.set()
             case {"id": _}:
                 pass  # the answer to a request that nobody waits for any more
