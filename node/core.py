@@ -158,7 +158,9 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         prices = supervisor.service("prices", run_prices)
 
     async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
-        keeper = ChainKeeper(positions, monitor, broadcaster, seed.secret, clock, report=contracts)
+        keeper = ChainKeeper(
+            positions, monitor, broadcaster, seed.secret, clock, report=contracts, after=config.abandon_after
+        )
         await keeper.run(task_status=task_status)
 
     contracts = supervisor.service("contracts", run_contracts, [positions])

@@ -22,8 +22,8 @@ from node.setup import Setup
 from node.supervision import Service, leaves
 from node.web.sockets import url_of
 from protocols import contract_setup, identify, offers, ping
-from protocols.contract.numbers import BadNumber
-from protocols.contract.terms import Role
+from protocols.contract.numbers import BadNumber, parse_tolerance
+from protocols.contract.terms import TOLERANCE_FAR, TOLERANCE_NEAR, Role
 from protocols.contract_setup import Order
 from protocols.errors import CodedError, LocalError, PeerGone, RemoteError, WorldError
 from protocols.identify import PeerRole
@@ -153,6 +153,7 @@ class Taker:
             raise Conflict(
                 "other_timelocks", f"the offer's timelocks are {offer.timelocks}, not {self.config.timelocks}"
             )
+        check_fineness(offer)
         try:
             offer.check_order(quantity, leverage)
         except BadNumber as error:
@@ -185,6 +186,14 @@ class Taker:
             await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
         except Exception:  # a bug that one setup met is on record, and must not take the others down
             log.exception("bug in a setup", order=order.order_id.hex())
+
+
+def check_fineness(offer: Offer) -> None:
+    """Refuse payouts in coarse steps: a maker could choose them so that the step at the opening price is its gain."""
+    for name, most in (("tolerance_near", TOLERANCE_NEAR), ("tolerance_far", TOLERANCE_FAR)):
+        found = getattr(offer, name)
+        if parse_tolerance(found, name) > parse_tolerance(most, name):
+            raise Conflict("coarse_payouts", f"the offer's {name} is {found}, allowed is at most {most}")
 
 
 def _of_the_world(address: PeerAddress, fault: Exception) -> WorldError:

@@ -155,6 +155,7 @@ class Node:
             monitor=self.monitor,
             broadcaster=self.broadcaster,
             seed=self.trader.seed,
+            clock=clock,
             report=_ReportTo(supervisor, "contracts"),
         )
         locks = LockKeeper(

@@ -105,11 +105,14 @@ class LockKeeper:
                             nursery.start_soon(self._wait, positions, position.id)
 
     async def _wait(self, positions: Positions, order_id: bytes) -> None:
+        since = trio.current_time()
         while (position := positions.get(order_id)) is not None and position.state is State.OPENING:
-            left = position.signed_at + self.after - self.clock.now()
+            # the wall clock may be set back, by years: what we waited ourselves counts too
+            waited = max(self.clock.now() - position.signed_at, trio.current_time() - since)
+            left = self.after - waited
             if left <= 0 and not await self._in_a_mempool(position):
                 await self._abandon(positions, position)
-            # in short steps: the wall clock may be set
+            # in short steps: the wall clock may be set ahead
             await trio.sleep(min(left, LOOK_EVERY) if left > 0 else LOOK_EVERY)
 
     async def _in_a_mempool(self, position: Position) -> bool:

@@ -224,6 +224,9 @@ def _observe_commit(position: Position, transactions: ContractTransactions, view
         events.append(CommitPublished(index, txid))
     if position.commit is None and view.confirmations(txid) >= COMMIT_CONFIRMATIONS:
         events.append(CommitConfirmed(index, txid, *_where(view, txid)))
+    if position.commit is not None and position.publishing is None and not view.confirmations(txid):
+        # the peer's, and it may not bring it back: without it there is neither CET nor refund
+        events.append(CommitPublishing(index, "a reorganisation took the peer's commit out of the chain"))
     return events
 
 

@@ -14,12 +14,14 @@ from attrs import Factory, define, field, frozen
 
 from node.chain.broadcast import Broadcaster
 from node.chain.monitor import Monitor, View
+from node.clock import Clock
 from node.health import UNREPORTED, Report
 from node.oracle.client import OracleClient
+from node.position.abandon import ABANDON_AFTER, LOOK_EVERY
 from node.position.book import Positions
 from node.position.commands import attest, observe
 from node.position.due import due
-from node.position.state import Position, watched_scripts
+from node.position.state import Position, State, watched_scripts
 from node.supervision import Service
 from protocols.contract.oracle import Announcement, Attestation
 from protocols.errors import LocalError
@@ -34,6 +36,8 @@ class _Kept:
     order_id: bytes
     lost: frozenset[bytes] = frozenset()
     """Its lock and commit, if they were confirmed once and are not now."""
+    lock_shown: bool = False
+    """Whether the chain or a mempool shows the lock, as far as we looked."""
     turn: trio.Lock = Factory(trio.Lock)
 
 
@@ -46,8 +50,11 @@ class ChainKeeper:
     broadcaster: Broadcaster
     seed: bytes = field(repr=False)
     """64 bytes."""
+    clock: Clock
     report: Report = UNREPORTED
     """Told of a contract that cannot be kept."""
+    after: float = ABANDON_AFTER
+    """As the `LockKeeper` has it."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         kept: set[bytes] = set()
@@ -70,6 +77,7 @@ class ChainKeeper:
         """One contract until it ended. When this is cancelled or fails, what was due goes on being broadcast."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, positions, kept)
+            nursery.start_soon(self._let_go, positions, kept)
             number, version = -1, -1
             while version < 0 or not _get(positions, kept).ended:
                 number = await positions.changed_since(number)
@@ -85,23 +93,37 @@ class ChainKeeper:
                 async for view in views:
                     position = await positions.execute(kept.order_id, observe(view))
                     lost = frozenset(_lost(position, view))
-                    if lost != kept.lost:
-                        kept.lost = lost
+                    shown = position.transactions().lock_txid in view.transactions
+                    if (lost, shown) != (kept.lost, kept.lock_shown):
+                        kept.lost, kept.lock_shown = lost, shown
                         await self._broadcast(positions, kept)
                     if watched_scripts(position) != scripts:
                         break
+
+    async def _let_go(self, positions: Positions, kept: _Kept) -> None:
+        """Have nothing broadcast any more that has become too old for it meanwhile."""
+        signed_at = _get(positions, kept).signed_at
+        while (left := signed_at + self.after - self.clock.now()) > 0:  # noqa: ASYNC110  time itself is awaited
+            await trio.sleep(min(left, LOOK_EVERY))  # in short steps: the wall clock may be set
+        await self._broadcast(positions, kept)
 
     async def _broadcast(self, positions: Positions, kept: _Kept) -> None:
         async with kept.turn:  # so that who comes last has seen everything
             position = _get(positions, kept)
             try:
-                wanted = await self._due(positions, position, kept.lost)
+                wanted = {} if self._too_late(position, kept) else await self._due(positions, position, kept.lost)
             except LocalError as error:
                 # a damaged record: that of one contract, and no reason to let the others go
                 _log.exception("a contract cannot be kept", order=position.id.hex())
                 self.report.degraded(f"position {position.id.hex()}: {error.sentence}")
             else:
                 self.broadcaster.keep(position.id, wanted)
+
+    def _too_late(self, position: Position, kept: _Kept) -> bool:
+        """Whether the lock is about to be given up: the peer may choose by now whether it wants the old price."""
+        if position.state is not State.OPENING or kept.lock_shown:
+            return False
+        return self.clock.now() >= position.signed_at + self.after
 
     async def _due(self, positions: Positions, position: Position, lost: frozenset[bytes]) -> dict[bytes, bytes]:
         contract = position.contract

@@ -13,6 +13,8 @@ CONTRACT_HOURS = 24
 MAX_FEE_RATE = 10_000
 """sat/vB; beyond it lies a slip of the finger, not a market."""
 SYMBOL = "BTCUSD"
+TOLERANCE_NEAR, TOLERANCE_FAR = "0.002", "0.01"
+"""Largest payout step inside one CET near the reference price and away from it, as parts of the pool."""
 
 
 class Side(Enum):
@@ -123,9 +125,9 @@ class Terms:
     timelocks: Timelocks
     reference: str
     """The price (USD) near which payouts are split finely: the opening price, at rollover the present one."""
-    tolerance_near: str = "0.002"
+    tolerance_near: str = TOLERANCE_NEAR
     """Largest payout step inside one CET near the reference, as a part of the pool."""
-    tolerance_far: str = "0.01"
+    tolerance_far: str = TOLERANCE_FAR
     """The same away from the reference."""
 
     def __attrs_post_init__(self) -> None:

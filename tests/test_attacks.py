@@ -1,0 +1,135 @@
+"""What a hostile peer, a lying clock or a reorganisation might gain, and does not (design.md, "Money safety rules")."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import evolve
+
+from node.clock import Clock
+from node.errors import Conflict
+from node.eventstore.memory import MemoryBackend
+from node.position.abandon import ABANDON_AFTER, LockKeeper
+from node.position.commands import force_close, observe
+from node.position.state import State
+from node.taker import check_fineness
+from protocols.contract.outcomes import covering, settlement_outcomes
+from protocols.contract.payout import Payout
+from protocols.contract.terms import REGTEST_TIMELOCKS, TOLERANCE_FAR, TOLERANCE_NEAR, Role, Side
+from tests.positions import history, view, wanted
+from tests.setups import OFFER
+from tests.worlds import Node, deal, running_world, until
+
+# --- offers -----------------------------------------------------------------------------------------------------------
+
+
+def test_steps_so_coarse_that_one_of_them_is_the_makers_gain_are_refused() -> None:
+    """With the widest steps that the format allows, a maker takes nearly half of the margin though no price moved."""
+    hostile = evolve(
+        OFFER,
+        side=Side.SHORT,
+        price="98000",
+        leverages=(10,),
+        max_quantity=100_000,
+        opening_fee=0,
+        funding_rate="0",
+        tolerance_near="0.1",
+        tolerance_far="0.1",
+    )
+
+    def lost(tolerance_near: str, tolerance_far: str) -> float:
+        """What the taker loses at the opening price, as a part of its margin."""
+        offer = evolve(hostile, tolerance_near=tolerance_near, tolerance_far=tolerance_far)
+        terms = offer.check_order(100_000, 10)
+        outcome = covering(settlement_outcomes(terms), 0, 98_000)
+        assert outcome is not None
+        return abs(outcome.long - Payout(terms).long(98_000)) / terms.margin(Role.TAKER)
+
+    assert lost("0.1", "0.1") > 0.4
+    assert lost(TOLERANCE_NEAR, TOLERANCE_FAR) < 0.01
+    check_fineness(evolve(hostile, tolerance_near=TOLERANCE_NEAR, tolerance_far=TOLERANCE_FAR))
+    for near, far in (("0.1", "0.1"), ("0.0021", "0.01"), ("0.002", "0.011")):
+        with pytest.raises(Conflict, match="tolerance_"):
+            check_fineness(evolve(hostile, tolerance_near=near, tolerance_far=far))
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_maker_that_was_away_publishes_no_lock_of_an_old_price(tmp_path: Path) -> None:
+    """It stopped between its signatures and the broadcast; the taker, who has all it needs to undo the lock, would
+    leave it alone only if the price has moved its way."""
+    passed = 0.0
+    async with running_world(tmp_path, wall=lambda: time.time() + passed) as world:
+        before = Node(world, Role.MAKER, MemoryBackend(world.clock))
+        async with before.running("wallet", "contracts", "locks", "attestations"):
+            old, fresh = await deal(world, before, name="old"), await deal(world, before, name="fresh")
+            await before.remember(old.facts[Role.MAKER])
+        passed = ABANDON_AFTER + 1
+        after = Node(world, Role.MAKER, disk=before.disk)
+        async with after.running("wallet", "attestations"):
+            await after.remember(fresh.facts[Role.MAKER])
+            await until(lambda: fresh.transactions.lock_txid in world.world.mempool.entries)
+            world.world.mine()
+            await until(lambda: after.position(fresh.plan.order_id).state is State.OPEN)
+            assert after.position(old.plan.order_id).state is State.OPENING
+            assert after.broadcaster.kept(old.plan.order_id) == {}
+            assert old.transactions.lock_txid not in world.world.index.transactions
+            assert old.transactions.lock_txid not in world.world.mempool.entries
+
+
+async def test_a_lock_that_a_mempool_shows_is_kept_there_however_old(tmp_path: Path) -> None:
+    passed = 0.0
+    async with running_world(tmp_path, wall=lambda: time.time() + passed) as world:
+        before = Node(world, Role.MAKER, MemoryBackend(world.clock))
+        async with before.running("wallet", "attestations"):
+            made = await deal(world, before)
+            await before.remember(made.facts[Role.MAKER])
+            await until(lambda: made.transactions.lock_txid in world.world.mempool.entries)
+        passed = ABANDON_AFTER + 1
+        after = Node(world, Role.MAKER, disk=before.disk)
+        async with after.running("wallet", "attestations"):
+            await until(lambda: made.transactions.lock_txid in after.broadcaster.kept(made.plan.order_id))
+
+
+async def test_a_clock_that_is_set_back_keeps_no_lock_hanging_over_us(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        node = Node(world, Role.TAKER)
+        async with node.running("wallet", "locks", "attestations"):
+            made = await deal(world, node)
+            await node.remember(made.facts[Role.TAKER][:-1])
+            tried = trio.Event()
+
+            async def fee_rate() -> int:
+                tried.set()
+                return 2
+
+            a_year_ago = Clock(wall=lambda: time.time() - 365 * 86_400)
+            keeper = LockKeeper(node.positions, node.monitor, node.wallet, a_year_ago, fee_rate, after=0.2)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(keeper.run)
+                with trio.fail_after(10):
+                    await tried.wait()
+                nursery.cancel_scope.cancel()
+
+
+# --- reorganisations --------------------------------------------------------------------------------------------------
+
+
+def test_the_peers_commit_that_a_reorganisation_took_is_brought_back_by_us() -> None:
+    """Its publisher may have thought better of it, and a silent oracle leaves us nothing but the refund."""
+    peer, lock = history(Role.TAKER), wanted(history(Role.MAKER))
+    peer.do(observe(view(100, (lock, 100))), force_close("by the user"))
+    commit = wanted(peer)
+    ours = history(Role.MAKER)
+    ours.do(observe(view(103, (lock, 100), (commit, 102))))
+    assert (ours.state(), wanted(ours)) == (State.COMMITTED, {})
+    ours.do(observe(view(104, (lock, 100))))
+    ((txid, raw),) = wanted(ours, *commit).items()
+    assert [txid] == list(commit)
+    blocks = REGTEST_TIMELOCKS.refund
+    ours.do(observe(view(105 + blocks, (lock, 100), ({txid: raw}, 105))))
+    assert wanted(ours).keys() == {ours.position.transactions().refund.GetTxid()}
