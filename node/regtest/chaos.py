@@ -41,6 +41,8 @@ DOWN = 3.0
 """Seconds for which a killed node stays away at most."""
 SETTLING = (-0.3, 4.5)
 """Hours before and after an expiry in which a settlement is disturbed: the CET is final about four hours after it."""
+CONFIG = "chaos.toml"
+"""What the nodes read beside what the world says."""
 AT_ONCE = 4
 """Stories in one world."""
 KILLS_PER_STORY = 5
@@ -73,6 +75,10 @@ class Plan:
     setups: tuple[Kill, ...]
     settlements: tuple[Kill, ...]
 
+    @property
+    def kills(self) -> int:
+        return len(self.setups) + len(self.settlements)
+
     @classmethod
     def drawn(cls, seed: int, kills: int = KILLS_PER_STORY) -> Plan:
         """About three of five kills disturb setups; there are more different moments in those."""
@@ -90,8 +96,8 @@ class Story:
 
     plan: Plan
     world: Processes
-    maker: Node
-    taker: Node
+    maker: Node = field(init=False)
+    taker: Node = field(init=False)
     outcomes: Counter[str] = Factory(Counter)
     failure: str = ""
     doing: str = ""
@@ -112,13 +118,26 @@ class Story:
 
     async def tell(self) -> None:
         """All of it; `failure` says what did not come true."""
+        config = ("--config", str(self.world.folder / CONFIG))
+        listen = f"127.0.0.1:{_free_port()}"  # where it must be found again
         try:
-            for work in (self._begin, self._setups, self._settlements, self._all_over, self._agree, self._coins_free):
-                await work()
-            await self._money()
+            async with self.world.maker(f"maker-{self.plan.seed}", "--listen", listen, *config) as self.maker:
+                self.doing = "the maker's start"
+                address = (await _answer(self.maker, "/maker"))["address"]
+                async with self.world.taker(address, f"taker-{self.plan.seed}", *config) as self.taker:
+                    await self._go_on()
         except (Failed, trio.TooSlowError, httpx2.HTTPError) as error:
             reason = f"{self.doing} did not come within its time" if isinstance(error, trio.TooSlowError) else error
-            self.failure = f"seed {self.plan.seed}: {reason}"
+            self.failure = f"seed {self.plan.seed}: {reason!s}"
+
+    async def _go_on(self) -> None:
+        await self._begin()
+        await self._setups()
+        await self._settlements()
+        await self._all_over()
+        await self._agree()
+        await self._coins_free()
+        await self._money()
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -207,7 +226,6 @@ class Story:
             moment = first + kill.moment * (last - first)
             await trio.sleep(max(0.0, clock.wall_seconds(moment - clock.calendar())))
             await self._strike(kill)
-            self.outcomes[f"{kill.victim} killed while positions settle"] += 1
 
     # --- what must have come of it ------------------------------------------------------------------------------------
 
@@ -244,6 +262,8 @@ class Story:
                 raise Failed(f"position {order_id} came out different for both: {told}")
         for kill, order in self._disturbed:
             self.outcomes[f"{kill.victim} killed during a setup: {ended[order]}"] += 1
+        for kill in self.plan.settlements:
+            self.outcomes[f"{kill.victim} killed during settlements: all paid as due"] += 1
 
     async def _paid(self, views: Sequence[dict[str, Any]]) -> None:
         due = due_payouts(views[0])
@@ -285,17 +305,20 @@ class Story:
                     raise Failed(f"{spender} pays a fee of {fee} sat")
                 fees += fee
                 to_follow |= {(spender, n): made for n, made in enumerate((await self.world.transaction(spender)).vout)}
-        wallets = {node: (await node.call("GET", "/wallet"))["confirmed"] for node in self.nodes}
-        begun = COINS * COIN
-        sums = f"wallets {list(wallets.values())}, on the chain {unspent}, fees {fees}, anchors {anchors} sat"
-        if sum(wallets.values()) != unspent or unspent + fees + anchors != 2 * begun:
-            raise Failed(f"{sums}, but they began with {begun} each")
-        for node, has in wallets.items():
-            due = begun + sum(
-                view["paid"]["payout"] - view["margin"] for view in await _positions(node) if view["paid"]
-            )
-            if not 0 <= due - has <= fees + anchors:
-                raise Failed(f"{sums}; its contracts leave the {node.name} {due} less its part of the fees")
+        first = COINS * COIN
+        if unspent + fees + anchors != 2 * first:
+            raise Failed(f"unspent {unspent}, fees {fees}, anchors {anchors} sat are not the {2 * first} of the start")
+        with self._within("the wallets' agreement with the chain"):
+            while sum(has := [(await _answer(node, "/wallet"))["confirmed"] for node in self.nodes]) != unspent:
+                self.doing = f"the wallets' agreement with the chain: they say {has}, unspent there are {unspent} sat"
+                await trio.sleep(0.2)
+        for node, left in zip(self.nodes, has, strict=True):
+            views = await _positions(node)
+            due = first + sum(view["paid"]["payout"] - view["margin"] for view in views if view["paid"])
+            if not 0 <= due - left <= fees + anchors:
+                raise Failed(
+                    f"the {node.name} has {left} sat; its contracts leave it {due} less its part of {fees} sat"
+                )
 
     @contextmanager
     def _within(self, doing: str, seconds: float = PATIENCE) -> Iterator[None]:
@@ -339,7 +362,7 @@ async def _comes_true(
 
 async def tell_all(folder: Path, plans: Sequence[Plan]) -> list[Story]:
     """The stories of these plans, all at once in one world."""
-    (folder / "chaos.toml").write_text(f"abandon_after = {ABANDON_AFTER}\n")
+    (folder / CONFIG).write_text(f"abandon_after = {ABANDON_AFTER}\n")
     stories: list[Story] = []
     async with httpx2.AsyncClient(timeout=15, trust_env=False) as http:
         world = Processes(folder, HOUR, http)
@@ -348,18 +371,9 @@ async def tell_all(folder: Path, plans: Sequence[Plan]) -> list[Story]:
                 await world.world_is_up(process)
             async with trio.open_nursery() as nursery:
                 for plan in plans:
-                    nursery.start_soon(_tell, world, plan, stories)
+                    stories.append(story := Story(plan, world))
+                    nursery.start_soon(story.tell)
     return stories
-
-
-async def _tell(world: Processes, plan: Plan, stories: list[Story]) -> None:
-    config = ("--config", str(world.folder / "chaos.toml"))
-    listen = f"127.0.0.1:{_free_port()}"  # where it must be found again
-    async with world.maker(f"maker-{plan.seed}", "--listen", listen, *config) as maker:
-        address = (await _answer(maker, "/maker"))["address"]
-        async with world.taker(address, f"taker-{plan.seed}", *config) as taker:
-            stories.append(story := Story(plan, world, maker, taker))
-            await story.tell()
 
 
 def _free_port() -> int:
@@ -377,23 +391,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.kills < 1:
         parser.error(f"--kills is {options.kills}, allowed is 1 or more")
-    plans = plans_for(options.kills, options.seed)
+    try:
+        return _report(plans_for(options.kills, options.seed))
+    except* KeyboardInterrupt:  # out of nurseries
+        print("\nended by you")
+    return 130
+
+
+def _report(plans: Sequence[Plan]) -> int:
+    """Tell the stories, a few at a time, and print what became of them."""
     outcomes: Counter[str] = Counter()
     failed: list[Story] = []
-    began = time.monotonic()
+    began, kills = time.monotonic(), 0
     for first in range(0, len(plans), AT_ONCE):
         folder = Path(tempfile.mkdtemp(prefix="cfdnode-chaos-"))
         stories = trio.run(tell_all, folder, plans[first : first + AT_ONCE])
         bad = [story for story in stories if story.failure]
         for story in stories:
             outcomes += story.outcomes
+            kills += story.plan.kills
         for story in bad:
             print(f"FAILED {story.failure}; data and logs are in {folder}", flush=True)
         failed += bad
         if not bad:
             shutil.rmtree(folder, ignore_errors=True)
-        told = sum(len(plan.setups) + len(plan.settlements) for plan in plans[: first + AT_ONCE])
-        print(f"{time.monotonic() - began:5.0f} s  {told} of {options.kills} kills", flush=True)
+        print(f"{time.monotonic() - began:5.0f} s  {kills} of {sum(plan.kills for plan in plans)} kills", flush=True)
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:5}  {outcome}")
     if failed:
