@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import define, evolve
+from bitcoin.core import CTransaction
 
 from node.clock import Clock
 from node.errors import Conflict
 from node.eventstore.memory import MemoryBackend
-from node.position.abandon import ABANDON_AFTER, LockKeeper
+from node.position.abandon import ABANDON_AFTER, LockKeeper, lock_fee, spend_back
 from node.position.commands import force_close, observe
 from node.position.state import State
+from node.regtest.mempool import Entry
 from node.taker import check_fineness
+from protocols.contract import schnorr
+from protocols.contract.funding import FundingInput
 from protocols.contract.outcomes import covering, settlement_outcomes
 from protocols.contract.payout import Payout
+from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.terms import REGTEST_TIMELOCKS, TOLERANCE_FAR, TOLERANCE_NEAR, Role, Side
+from protocols.contract.transactions import completed, vsize
 from tests.positions import history, view, wanted
-from tests.setups import OFFER
+from tests.setups import OFFER, Trader
 from tests.worlds import Node, deal, running_world, until
 
 # --- offers -----------------------------------------------------------------------------------------------------------
@@ -114,6 +122,82 @@ async def test_a_clock_that_is_set_back_keeps_no_lock_hanging_over_us(tmp_path: 
                 with trio.fail_after(10):
                     await tried.wait()
                 nursery.cancel_scope.cancel()
+
+
+def test_a_peer_with_many_inputs_cannot_make_a_lock_too_dear_to_give_up() -> None:
+    """Twenty inputs cost a peer that goes silent nothing, and us, had we to outbid them, more than our whole coin."""
+    position = history(Role.TAKER, 4).position
+    (attempt,) = position.attempts
+    assert attempt.peer is not None
+    many = tuple(FundingInput(bytes([at]) * 32, 0, 1_000_000, bytes([0, 20]) + bytes(20)) for at in range(20))
+    (coin,) = attempt.own.inputs
+    attempt = evolve(
+        attempt,
+        terms=evolve(attempt.terms, quantity=100, fee_rate=50, maker_account=0),
+        own=evolve(attempt.own, inputs=(evolve(coin, value=52_000),)),
+        peer=evolve(attempt.peer, inputs=many),
+    )
+    position = evolve(position, attempts=(attempt,), terms=attempt.terms)
+    assert lock_fee(position) > 52_000
+    for estimate, rate in ((2, 100), (150, 150), (10_000, 100)):
+        tx, inputs = spend_back(position, bytes([0x51, 32]) + bytes(32), estimate)
+        fee = 52_000 - tx.vout[0].nValue
+        signed = CTransaction.deserialize(completed(tx, [(bytes(64),)] * len(inputs)))
+        assert rate * vsize(signed) <= fee < rate * (vsize(signed) + 2)
+
+
+@define(eq=False)
+class Coins:
+    """As much of a wallet as spending back needs."""
+
+    trader: Trader
+
+    async def new_script(self) -> bytes:
+        return self.trader.script("back")
+
+    async def sign(self, raw: bytes, prevouts: Sequence[TxOut]) -> dict[int, tuple[bytes]]:
+        tx = CTransaction.deserialize(raw)
+        hashes = (signature_hash(tx, index, prevouts) for index in range(len(prevouts)))
+        return {index: (schnorr.sign(self.trader.coin_key, each),) for index, each in enumerate(hashes)}
+
+
+class WithCoins(Node):
+    async def _run_wallet(self, *, task_status: trio.TaskStatus[Any]) -> None:
+        task_status.started(Coins(self.trader))
+        await trio.sleep_forever()
+
+
+async def test_what_spends_a_lock_back_is_raised_when_blocks_ask_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else mempools that fill would drop it, and the peer could bring in the lock of the old price after all."""
+    monkeypatch.setattr("node.position.abandon.LOOK_EVERY", 0.05)
+    async with running_world(tmp_path) as world:
+        mempool, estimate = world.world.mempool, 2
+        node = WithCoins(world, Role.TAKER)
+
+        async def fee_rate() -> int:
+            return estimate
+
+        async with node.running("locks", "attestations"):
+            made = await deal(world, node)
+            await node.remember(made.facts[Role.TAKER][:-1])  # the maker's witnesses never came
+            keeper = LockKeeper(node.positions, node.monitor, node.wallet, world.clock, fee_rate, after=0.1)
+            spent_back: list[Entry] = []
+            for rate in (2, 50, 200):
+                estimate = rate
+                least = max(4, rate)  # twice the lock's
+                async with trio.open_nursery() as nursery:  # begun anew each time
+                    await nursery.start(keeper.run)
+                    await until(lambda: any(each.fee >= least * each.vsize for each in mempool.entries.values()))  # noqa: B023
+                    nursery.cancel_scope.cancel()
+                spent_back += mempool.entries.values()
+            assert node.broadcaster.kept(made.plan.order_id).keys() == {spent_back[2].txid}
+            # a block takes one that was replaced
+            chain = world.world.chain
+            chain.submit(chain.build([spent_back[1].transaction], script=world.world.treasury.script))
+            await world.world.mine_many(5)
+            await until(lambda: node.position(made.plan.order_id).state is State.SETUP_FAILED)
 
 
 # --- reorganisations --------------------------------------------------------------------------------------------------

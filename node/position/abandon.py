@@ -19,13 +19,14 @@ from node.clock import Clock
 from node.health import UNREPORTED, Report
 from node.position.book import Positions
 from node.position.commands import abandon_lock
-from node.position.state import Position, State, watched_scripts
+from node.position.events import LockAbandoned
+from node.position.state import Position, State, spent_back_to, watched_scripts
 from node.supervision import Service
 from node.wallet.interface import Wallet
 from protocols.contract.funding import FundingInput
 from protocols.contract.numbers import DUST
 from protocols.contract.sighash import TxOut
-from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, txid, unsigned
+from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, txid, unsigned, vsize
 from protocols.errors import LocalError, WorldError
 
 ABANDON_AFTER = 600.0
@@ -33,6 +34,9 @@ ABANDON_AFTER = 600.0
 
 LOOK_EVERY = 30.0
 """Seconds between two looks at what waits for time to pass."""
+
+OUT = frozenset({State.OPENING, State.ABANDONING})
+"""Our signatures left, and there is no lock yet."""
 
 BASE_WEIGHT = 4 * (10 + 43) + 2
 """Of a transaction with one P2TR output: version, counts, output, lock time; marker and flag."""
@@ -52,27 +56,58 @@ def lock_fee(position: Position) -> int:
 def spend_back(position: Position, script: bytes, estimate: int) -> tuple[CTransaction, tuple[FundingInput, ...]]:
     """The unsigned transaction to `script`, and the inputs of ours that it spends: as few as pay for it.
 
-    `estimate` is the present fee rate, sat/vB. LocalError when our inputs together do not pay for it.
+    `estimate` is the present fee rate, sat/vB. It pays for replacing the lock if our inputs can, and for replacing what
+    spent it back until now.
+    LocalError when our inputs together do not pay for it.
     """
     contract = position.contract
     assert contract is not None, "without a contract our signatures never left"
-    rate = max(2 * contract.terms.fee_rate, estimate)
-    inputs: list[FundingInput] = []
-    for coin in sorted(contract.own.inputs, key=lambda coin: coin.value, reverse=True):
-        inputs.append(coin)
-        vsize = -(-(BASE_WEIGHT + P2TR_INPUT_WEIGHT * len(inputs)) // 4)
-        # beyond the lock's whole fee, what relaying the replacement itself costs
-        fee = max(rate * vsize, lock_fee(position) + vsize + 1)
-        left = sum(each.value for each in inputs) - fee
-        if left >= DUST:
-            spends = [(each.txid, each.vout, FINAL) for each in inputs]
-            return unsigned(LOCK_VERSION, spends, [TxOut(left, script)]), tuple(inputs)
+    least = 2 * contract.terms.fee_rate
+    if position.abandoned is not None:
+        bids = [(max(least, estimate), _fee(position, position.abandoned))]
+    else:
+        # The peer's many inputs may make the lock dearer than ours are worth; its rate still is what keeps it out.
+        bids = [(max(least, estimate), lock_fee(position)), (max(least, estimate), 0), (least, 0)]
+    for rate, replaced in bids:
+        inputs: list[FundingInput] = []
+        for coin in sorted(contract.own.inputs, key=lambda coin: coin.value, reverse=True):
+            inputs.append(coin)
+            size = -(-(BASE_WEIGHT + P2TR_INPUT_WEIGHT * len(inputs)) // 4)
+            # beyond the whole fee of what is replaced, what relaying the replacement itself costs
+            fee = max(rate * size, replaced + size + 1)
+            left = sum(each.value for each in inputs) - fee
+            if left >= DUST:
+                spends = [(each.txid, each.vout, FINAL) for each in inputs]
+                return unsigned(LOCK_VERSION, spends, [TxOut(left, script)]), tuple(inputs)
     raise LocalError("too_poor_to_abandon", "our inputs of the lock do not pay for spending one of them back")
 
 
+def _fee(position: Position, abandoned: LockAbandoned) -> int:
+    tx = CTransaction.deserialize(abandoned.raw)
+    values = {(coin.txid, coin.vout): coin.value for coin in position.transactions().lock_inputs}
+    spent: int = sum(values[each.prevout.hash, each.prevout.n] for each in tx.vin)
+    kept: int = sum(output.nValue for output in tx.vout)
+    return spent - kept
+
+
+def pays_too_little(position: Position, estimate: int) -> bool:
+    """Whether what spends the lock's inputs back pays less than `estimate`, sat/vB, and a replacement would pay that.
+
+    Left so, mempools that fill would drop it, and the peer could bring the lock in with a child of its change.
+    """
+    abandoned = position.abandoned
+    if abandoned is None:
+        return False
+    size = vsize(CTransaction.deserialize(abandoned.raw))
+    return estimate * size > _fee(position, abandoned) + size
+
+
 async def _signed_spend_back(position: Position, wallet: Wallet, estimate: int) -> tuple[bytes, bytes]:
-    """Id and bytes of the transaction, with the wallet's signatures, to a fresh script of ours."""
-    tx, inputs = spend_back(position, await wallet.new_script(), estimate)
+    """Id and bytes of the transaction, with the wallet's signatures, to a fresh script of ours; the same one again if
+    it replaces another."""
+    abandoned = position.abandoned
+    script = await wallet.new_script() if abandoned is None else spent_back_to(abandoned)
+    tx, inputs = spend_back(position, script, estimate)
     witnesses = await wallet.sign(tx.serialize(), [TxOut(coin.value, coin.script) for coin in inputs])
     return txid(tx), completed(tx, [witnesses[index] for index in range(len(inputs))])
 
@@ -100,17 +135,20 @@ class LockKeeper:
                 while True:
                     number = await positions.changed_since(number)
                     for position in positions.all():
-                        if position.id not in kept and position.state is State.OPENING:
+                        if position.id not in kept and position.state in OUT:
                             kept.add(position.id)
                             nursery.start_soon(self._wait, positions, position.id)
 
     async def _wait(self, positions: Positions, order_id: bytes) -> None:
         since = trio.current_time()
-        while (position := positions.get(order_id)) is not None and position.state is State.OPENING:
+        while (position := positions.get(order_id)) is not None and position.state in OUT:
             # the wall clock may be set back, by years: what we waited ourselves counts too
             waited = max(self.clock.now() - position.signed_at, trio.current_time() - since)
             left = self.after - waited
-            if left <= 0 and not await self._in_a_mempool(position):
+            if position.abandoned is not None:
+                if pays_too_little(position, await self.fee_rate()):
+                    await self._abandon(positions, position)
+            elif left <= 0 and not await self._in_a_mempool(position):
                 await self._abandon(positions, position)
             # in short steps: the wall clock may be set ahead
             await trio.sleep(min(left, LOOK_EVERY) if left > 0 else LOOK_EVERY)

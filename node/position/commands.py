@@ -149,12 +149,16 @@ def fail_setup(code: str, sentence: str) -> Command:
 
 
 def abandon_lock(txid: bytes, raw: bytes) -> Command:
-    """Spend an input of the lock back to us, by the complete transaction `raw`. Only while the lock is out."""
+    """Spend an input of the lock back to us, by the complete transaction `raw`. Only while the lock is out.
+
+    Another transaction replaces the one before: it pays more, to the same script.
+    """
 
     def decide(position: Position) -> list[Event]:
         if position.contract is None or position.lock is not None or position.ended:
             raise _refuse(position, "no_lock_to_abandon", "there is no unconfirmed lock with our signatures")
-        return [] if position.abandoned is not None else [LockAbandoned(txid, raw)]
+        known = position.abandoned
+        return [] if known is not None and known.txid == txid else [LockAbandoned(txid, raw)]
 
     return decide
 
@@ -208,13 +212,18 @@ def _observe_lock(position: Position, transactions: ContractTransactions, view: 
     return [LockConfirmed(txid, *_where(view, txid))]
 
 
-def _observe_abandonment(position: Position, _: ContractTransactions, view: View) -> list[Event]:
-    abandoned = position.abandoned
-    if abandoned is None or position.lock is not None or position.spent_back is not None:
+def _observe_abandonment(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
+    if position.abandoned is None or position.lock is not None or position.spent_back is not None:
         return []
-    if view.confirmations(abandoned.txid) < ABANDONED_CONFIRMATIONS:
-        return []
-    return [SetupAbandoned(abandoned.txid, *_where(view, abandoned.txid))]
+    # one that was replaced may be the one that confirms
+    own = transactions.plan.party(position.role).inputs
+    spenders = (view.spender(coin.txid, coin.vout) for coin in own)
+    for seen in spenders:
+        if seen is None or seen.txid == transactions.lock_txid:
+            continue
+        if view.confirmations(seen.txid) >= ABANDONED_CONFIRMATIONS:
+            return [SetupAbandoned(seen.txid, *_where(view, seen.txid))]
+    return []
 
 
 def _observe_commit(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:

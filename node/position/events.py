@@ -102,7 +102,9 @@ class SetupFailed:
 @CODEC.event("LockAbandoned")
 @frozen
 class LockAbandoned:
-    """The lock was in no mempool for too long: one of its inputs is spent back to us, so that it never can be again."""
+    """The lock was in no mempool for too long: one of its inputs is spent back to us, so that it never can be again.
+
+    A later one replaces it, with a higher fee."""
 
     txid: bytes
     raw: bytes = field(repr=False)

@@ -209,9 +209,13 @@ def watched_scripts(position: Position) -> frozenset[bytes]:
     transactions = position.transactions()
     scripts = {transactions.lock_output.script, transactions.commit_output.script}
     if position.abandoned is not None:
-        spent_back = CTransaction.deserialize(position.abandoned.raw)
-        scripts.add(bytes(spent_back.vout[0].scriptPubKey))
+        scripts.add(spent_back_to(position.abandoned))
     return frozenset(scripts)
+
+
+def spent_back_to(abandoned: LockAbandoned) -> bytes:
+    """Our script that gets what was to go into the lock."""
+    return bytes(CTransaction.deserialize(abandoned.raw).vout[0].scriptPubKey)
 
 
 def _state(position: Position) -> State:
