@@ -1,4 +1,4 @@
-"""A maker and a taker trade on a real bitcoind, seen through a real Electrum server."""
+"""A real bitcoind, seen through a real Electrum server: our client asks it, a maker and a taker trade on it."""
 
 import socket
 import time
@@ -12,7 +12,9 @@ import trio
 from attrs import field, frozen
 from bitcoin.core import CTransaction
 
+from node.chain.electrum import BroadcastRejected, ElectrumClient, run_electrum
 from node.clock import Clock
+from node.networks import NETWORKS
 from node.oracle.server import AttestedPrices, Oracle, OracleKeys, oracle_app
 from node.regtest.prices import Market, RandomWalk
 from node.wallet.interface import OutPoint
@@ -20,6 +22,7 @@ from node.web.server import serve
 from protocols.contract.oracle import DLC
 from protocols.contract.sighash import TxOut
 from protocols.contract.terms import REGTEST_TIMELOCKS
+from protocols.contract.transactions import FINAL, txid, unsigned
 
 from .bitcoind import Bitcoind, running_bitcoind
 from .electrumx import running_electrum_server
@@ -30,7 +33,6 @@ from .worlds import until
 pytestmark = pytest.mark.slow
 
 HOUR = 1.0
-CONFIRMED = 100
 
 
 @frozen
@@ -44,9 +46,7 @@ class RealWorld:
 
     def pay(self, *outputs: tuple[bytes, int]) -> None:
         """From the miners' coins, in a block."""
-        block = self.node.rpc("getblock", self.node.rpc("getblockhash", next(self._coins)), 2)
-        value = int(block["tx"][0]["vout"][0]["value"] * 10**8)
-        coin = OutPoint(bytes.fromhex(block["tx"][0]["txid"])[::-1], 0)
+        coin, value = miners_coin(self.node, next(self._coins))
         rest = value - sum(amount for _, amount in outputs) - 5_000
         raw = with_witnesses(spend([coin], *outputs, (MINERS, rest)), [TxOut(value, MINERS)], {})
         self.node.rpc("sendrawtransaction", raw.hex())
@@ -57,6 +57,11 @@ class RealWorld:
         await until(lambda: txid in self.node.rpc("getrawmempool"), within=40)
         self.node.mine(blocks)
         return CTransaction.deserialize(bytes.fromhex(self.node.rpc("getrawtransaction", txid)))
+
+
+def miners_coin(node: Bitcoind, height: int) -> tuple[OutPoint, int]:
+    coinbase = node.rpc("getblock", node.rpc("getblockhash", height), 2)["tx"][0]
+    return OutPoint(bytes.fromhex(coinbase["txid"])[::-1], 0), int(coinbase["vout"][0]["value"] * 10**8)
 
 
 @pytest.fixture
@@ -103,6 +108,34 @@ scheme = "{DLC.name}"
             nursery.start_soon(oracle.run)
             yield RealWorld(node, config, market)
             nursery.cancel_scope.cancel()
+
+
+async def test_what_our_client_hands_in(bitcoind: Bitcoind, electrum: str, nursery: trio.Nursery) -> None:
+    """Single transactions and packages, new, known, confirmed and refused."""
+    coin, value = miners_coin(bitcoind, 1)
+    output = TxOut(value, MINERS)
+    first = unsigned(3, [(*coin, FINAL)], [output])
+    second = unsigned(3, [(txid(first), 0, FINAL)], [TxOut(value - 2_000, MINERS)])
+    parent, child = (with_witnesses(tx.serialize(), [output], {}) for tx in (first, second))
+    client: ElectrumClient = await nursery.start(
+        lambda task_status: run_electrum([electrum], NETWORKS["regtest"], clock=Clock(), task_status=task_status)
+    )
+    assert client.takes_packages
+    with pytest.raises(BroadcastRejected, match="min relay fee not met"):
+        await client.broadcast(parent)
+    with pytest.raises(BroadcastRejected, match="bad-txns-inputs-missingorspent"):
+        await client.broadcast(child)
+    for _ in range(2):
+        assert await client.broadcast_package([parent, child]) == {}
+    assert await client.broadcast(child) == txid(second)
+    assert set(bitcoind.rpc("getrawmempool")) == {txid(tx)[::-1].hex() for tx in (first, second)}
+    bitcoind.mine()
+    await until(lambda: client.tip.height == bitcoind.height)
+    assert await client.broadcast(child) == txid(second)
+    with pytest.raises(BroadcastRejected, match="bad-txns-inputs-missingorspent"):  # its outputs are spent
+        await client.broadcast(parent)
+    assert (txid(first), bitcoind.height) in await client.history(MINERS)
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_whole_trade(bitcoind: Bitcoind, electrum: str, tmp_path: Path) -> None:
