@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,8 @@ ABANDON_AFTER = 10.0
 """Seconds after which the nodes give up a lock that is in no mempool."""
 DOWN = 3.0
 """Seconds for which a killed node stays away at most."""
+SIGNING = 0.25
+"""Of kills during setups, how many come when the lock is half signed: chance alone seldom meets that moment."""
 SETTLING = (-0.3, 4.5)
 """Hours before and after an expiry in which a settlement is disturbed: the CET is final about four hours after it."""
 CONFIG = "chaos.toml"
@@ -65,6 +67,8 @@ class Kill:
     moment: float
     down: float
     """Seconds until it is started again."""
+    signing: bool = False
+    """During a setup, whatever the moment: once the taker has signed the lock, and before the maker has, if we can."""
 
 
 @frozen
@@ -84,7 +88,10 @@ class Plan:
         """About three of five kills disturb setups; there are more different moments in those."""
         draw = random.Random(seed)
         victims: tuple[Victim, Victim] = ("maker", "taker")
-        drawn = [Kill(draw.choice(victims), draw.random(), draw.uniform(0, DOWN)) for _ in range(kills)]
+        drawn = [
+            Kill(draw.choice(victims), draw.random(), draw.uniform(0, DOWN), draw.random() < SIGNING)
+            for _ in range(kills)
+        ]
         settlements = kills * 2 // 5
         by_moment = sorted(drawn[:settlements], key=lambda kill: kill.moment)
         return cls(seed, tuple(drawn[settlements:]), tuple(by_moment))
@@ -168,7 +175,11 @@ class Story:
             offer = await self._offer()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._order, offer)
-                await trio.sleep(kill.moment * takes)
+                if kill.signing:
+                    with trio.move_on_after(2 * takes):
+                        await self._half_signed(known)
+                else:
+                    await trio.sleep(kill.moment * takes)
                 await self._strike(kill)
             after = {position["order_id"] for position in await _positions(self.taker)}
             self._disturbed.append((kill, next(iter(after - known), None)))
@@ -218,6 +229,13 @@ class Story:
         await trio.sleep(kill.down)
         await node.start()
 
+    async def _half_signed(self, known: Collection[str]) -> None:
+        """Wait until the taker's signatures of a lock that is not known yet leave."""
+        while True:
+            views = await _positions(self.taker)
+            if any(view["state"] == State.OPENING.value and view["order_id"] not in known for view in views):
+                return
+
     async def _settlements(self) -> None:
         views = [view for node in self.nodes for view in await _positions(node) if view["contract"]]
         clock, expiries = self.world.calendar, [view["contract"]["expiry"] for view in views]
@@ -261,7 +279,8 @@ class Story:
                 told = {view["role"]: view["state"] for view in views}
                 raise Failed(f"position {order_id} came out different for both: {told}")
         for kill, order in self._disturbed:
-            self.outcomes[f"{kill.victim} killed during a setup: {ended[order]}"] += 1
+            when = "while a lock is signed" if kill.signing else "during a setup"
+            self.outcomes[f"{kill.victim} killed {when}: {ended[order]}"] += 1
         for kill in self.plan.settlements:
             self.outcomes[f"{kill.victim} killed during settlements: all paid as due"] += 1
 
