@@ -317,7 +317,7 @@ async def taker(order: Order, attempt: Attempt) -> ContractPlan:
     await Send(TakerLock(commit_signature, witnesses))
 
     lock = await receive(MakerLock, within=MESSAGE_WITHIN)
-    _check_witnesses(plan, Role.MAKER, lock.witnesses)
+    check_lock_witnesses(plan, Role.MAKER, lock.witnesses)
     await Persist(LockComplete(order.order_id, lock.witnesses))
     return plan
 
@@ -378,7 +378,7 @@ async def maker(begin: Callable[[bytes], Attempt]) -> ContractPlan:
 
     lock = await receive(TakerLock, within=MESSAGE_WITHIN)
     await Compute(verify_commit, (plan, Role.TAKER, lock.commit_signature))
-    _check_witnesses(plan, Role.TAKER, lock.witnesses)
+    check_lock_witnesses(plan, Role.TAKER, lock.witnesses)
     # The peer's coins may have been spent meanwhile; ours must not be signed away into a lock that cannot confirm.
     await CheckCoins(taker_party.inputs, (taker_party.change_script, taker_party.payout_script))
     witnesses = await SignLock(plan)
@@ -408,7 +408,7 @@ async def _check_party(points: Points, said: Accepted | TakerContract, own: Poin
     return party
 
 
-def _check_witnesses(plan: ContractPlan, role: Role, witnesses: tuple[tuple[bytes, ...], ...]) -> None:
+def check_lock_witnesses(plan: ContractPlan, role: Role, witnesses: tuple[tuple[bytes, ...], ...]) -> None:
     """Raises RemoteProtocolError unless these are valid witnesses for all of `role`'s inputs of the lock."""
     inputs = plan.party(role).inputs
     if len(witnesses) != len(inputs):

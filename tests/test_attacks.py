@@ -203,6 +203,21 @@ async def test_what_spends_a_lock_back_is_raised_when_blocks_ask_for_more(
 # --- reorganisations --------------------------------------------------------------------------------------------------
 
 
+def test_a_taker_that_never_got_the_makers_witnesses_learns_them_from_the_chain() -> None:
+    """The maker publishes the lock and keeps its last message: after a reorganisation, whether the lock comes back
+    would be its choice alone."""
+    maker = history(Role.MAKER)
+    ((txid, raw),) = wanted(maker).items()
+    taker = history(Role.TAKER, 4)
+    forged = CTransaction.deserialize(raw)
+    forged = completed(forged, [(bytes(64),)] * len(forged.vin))
+    taker.do(observe(view(100, ({txid: forged}, None))))
+    assert wanted(taker) == {}  # a server may show any witness
+    taker.do(observe(view(101, ({txid: raw}, 101))))
+    assert (taker.state(), wanted(taker)) == (State.OPEN, {})
+    assert wanted(taker, txid) == {txid: raw}
+
+
 def test_the_peers_commit_that_a_reorganisation_took_is_brought_back_by_us() -> None:
     """Its publisher may have thought better of it, and a silent oracle leaves us nothing but the refund."""
     peer, lock = history(Role.TAKER), wanted(history(Role.MAKER))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from node.chain.monitor import View
+from node.chain.monitor import Seen, View
 from node.position.events import (
     AttemptStarted,
     CetConfirmed,
@@ -34,6 +34,7 @@ from node.position.events import (
     SetupAbandoned,
     SetupFailed,
     SetupStarted,
+    Witnesses,
 )
 from node.position.state import Position, evolve
 from protocols.contract.oracle import Attestation
@@ -41,8 +42,15 @@ from protocols.contract.outcomes import covering
 from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractTransactions
 from protocols.contract.transactions import txid as txid_of
-from protocols.contract_setup import AttemptBegun, LockComplete, Order, SetupComplete, SignaturesHeld
-from protocols.errors import LocalError
+from protocols.contract_setup import (
+    AttemptBegun,
+    LockComplete,
+    Order,
+    SetupComplete,
+    SignaturesHeld,
+    check_lock_witnesses,
+)
+from protocols.errors import LocalError, RemoteProtocolError
 
 Command: TypeAlias = Callable[[Position], list[Event]]
 
@@ -207,9 +215,27 @@ def observe(view: View) -> Command:
 
 def _observe_lock(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
     txid = transactions.lock_txid
-    if position.lock is not None or view.confirmations(txid) < LOCK_CONFIRMATIONS:
-        return []
-    return [LockConfirmed(txid, *_where(view, txid))]
+    events: list[Event] = []
+    seen = view.transactions.get(txid)
+    if seen is not None and position.peer_witnesses is None:
+        # the maker published it and kept its last message; should the lock be lost again, we can bring it back
+        witnesses = _peer_witnesses(position, transactions, seen)
+        events += [] if witnesses is None else [LockSigned(witnesses)]
+    if position.lock is None and view.confirmations(txid) >= LOCK_CONFIRMATIONS:
+        events.append(LockConfirmed(txid, *_where(view, txid)))
+    return events
+
+
+def _peer_witnesses(position: Position, transactions: ContractTransactions, seen: Seen) -> Witnesses | None:
+    """The peer's witnesses in a lock; None if they are not valid: witnesses are the chain server's word."""
+    first = 0 if position.role is Role.TAKER else len(transactions.plan.maker.inputs)
+    witnesses = tuple(tuple(map(bytes, each.scriptWitness.stack)) for each in seen.tx.wit.vtxinwit)
+    found = witnesses[first : first + len(transactions.plan.party(position.role.other).inputs)]
+    try:
+        check_lock_witnesses(transactions.plan, position.role.other, found)
+    except RemoteProtocolError:
+        return None
+    return found
 
 
 def _observe_abandonment(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
