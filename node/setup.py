@@ -24,6 +24,7 @@ from node.wallet.interface import OutPoint, Wallet
 from protocols.contract.funding import FundingInput, change_value, funding_needed
 from protocols.contract.keys import attempt_keys
 from protocols.contract.oracle import Announcement
+from protocols.contract.outcomes import covering
 from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractPlan, ContractTransactions
 from protocols.contract_setup import (
@@ -227,7 +228,19 @@ class SetupNode:
     async def _check_inputs(self, inputs: tuple[FundingInput, ...]) -> None:
         await self.chain.call(check_inputs, inputs)
 
+    async def _check_undecided(self, plan: ContractPlan) -> None:
+        """Refuse a contract that pays out already: the peer may have held the setup up until it knew."""
+        for event, announcement in enumerate(plan.announcements):
+            if announcement.time > self.clock.calendar():
+                return
+            attestation = await self.oracle.call(OracleClient.attestation, announcement)
+            if attestation and covering(ContractTransactions(plan).outcomes, event, attestation.price):
+                raise LocalError(
+                    "decided", f"event {announcement.id} was attested during the setup, and liquidates the contract"
+                )
+
     async def _sign_lock(self, role: Role, ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
+        await self._check_undecided(ask.plan)
         transactions = ContractTransactions(ask.plan)
         witnesses = await self.wallet.call(Wallet.sign, transactions.lock.serialize(), transactions.lock_prevouts)
         first = 0 if role is Role.MAKER else len(ask.plan.maker.inputs)

@@ -15,6 +15,7 @@ from bitcoin.core import CTransaction
 from node.clock import Clock
 from node.errors import Conflict
 from node.eventstore.memory import MemoryBackend
+from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LockKeeper, lock_fee, spend_back
 from node.position.commands import force_close, observe
 from node.position.state import State
@@ -27,6 +28,8 @@ from protocols.contract.payout import Payout
 from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.terms import REGTEST_TIMELOCKS, TOLERANCE_FAR, TOLERANCE_NEAR, Role, Side
 from protocols.contract.transactions import completed, vsize
+from protocols.contract_setup import SignLock
+from protocols.errors import LocalError
 from tests.positions import history, view, wanted
 from tests.setups import OFFER, Trader
 from tests.worlds import Node, deal, running_world, until
@@ -62,6 +65,23 @@ def test_steps_so_coarse_that_one_of_them_is_the_makers_gain_are_refused() -> No
     for near, far in (("0.1", "0.1"), ("0.0021", "0.01"), ("0.002", "0.011")):
         with pytest.raises(Conflict, match="tolerance_"):
             check_fineness(evolve(hostile, tolerance_near=near, tolerance_far=far))
+
+
+@pytest.mark.parametrize(("price", "code"), [("44000", "decided"), ("54000", "not_our_coin")])
+async def test_a_contract_that_was_decided_while_the_peer_took_its_time_is_not_signed(
+    tmp_path: Path, price: str, code: str
+) -> None:
+    async with running_world(tmp_path, hour=1.0) as world:
+        world.world.market.override = price
+        node = Node(world, Role.TAKER)
+        async with node.running("contracts", "locks", "attestations"):
+            plan = (await deal(world, node)).plan
+            first = plan.announcements[0]
+            await node.oracle.call(OracleClient.wait_attestation, first)
+            sign = node.setup.host(Role.TAKER, bytes(32)).answers[SignLock]
+            with pytest.raises(LocalError) as refused:  # the wallet, asked next, has no such coins
+                await sign(SignLock(plan))
+            assert refused.value.code == code
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
