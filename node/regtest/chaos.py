@@ -145,6 +145,7 @@ class Story:
         await self._agree()
         await self._coins_free()
         await self._money()
+        self._no_bugs()
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -338,6 +339,13 @@ class Story:
                 raise Failed(
                     f"the {node.name} has {left} sat; its contracts leave it {due} less its part of {fees} sat"
                 )
+
+    def _no_bugs(self) -> None:
+        """Nothing happened in any life of a node that the node did not expect."""
+        for node in self.nodes:
+            for line in node.log.read_text(errors="replace").splitlines():
+                if "[error" in line or "[critical" in line:
+                    raise Failed(f"{node.log} tells of a bug: {line}")
 
     @contextmanager
     def _within(self, doing: str, seconds: float = PATIENCE) -> Iterator[None]:
