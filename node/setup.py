@@ -228,6 +228,22 @@ class SetupNode:
     async def _check_inputs(self, inputs: tuple[FundingInput, ...]) -> None:
         await self.chain.call(check_inputs, inputs)
 
+    def _check_unpromised(self, role: Role, plan: ContractPlan) -> None:
+        """Refuse coins that the peer brings into another lock too: each that fails costs us what giving it up costs."""
+        with self.positions.lent() as positions:
+            promised = {
+                coin
+                for position in positions.all()
+                if position.id != plan.order_id and not position.ended
+                for attempt in position.attempts
+                if attempt.peer is not None
+                for coin in attempt.peer.inputs
+            }
+        for coin in plan.party(role.other).inputs:
+            if coin in promised:
+                outpoint = f"{coin.txid[::-1].hex()}:{coin.vout}"
+                raise RemoteProtocolError("bad_input", f"input {outpoint} is promised to another lock with this node")
+
     async def _check_undecided(self, plan: ContractPlan) -> None:
         """Refuse a contract that pays out already: the peer may have held the setup up until it knew."""
         for event, announcement in enumerate(plan.announcements):
@@ -240,6 +256,7 @@ class SetupNode:
                 )
 
     async def _sign_lock(self, role: Role, ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
+        self._check_unpromised(role, ask.plan)
         await self._check_undecided(ask.plan)
         transactions = ContractTransactions(ask.plan)
         witnesses = await self.wallet.call(Wallet.sign, transactions.lock.serialize(), transactions.lock_prevouts)

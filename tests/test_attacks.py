@@ -29,7 +29,7 @@ from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.terms import REGTEST_TIMELOCKS, TOLERANCE_FAR, TOLERANCE_NEAR, Role, Side
 from protocols.contract.transactions import completed, vsize
 from protocols.contract_setup import SignLock
-from protocols.errors import LocalError
+from protocols.errors import LocalError, RemoteProtocolError
 from tests.positions import history, view, wanted
 from tests.setups import OFFER, Trader
 from tests.worlds import Node, deal, running_world, until
@@ -82,6 +82,21 @@ async def test_a_contract_that_was_decided_while_the_peer_took_its_time_is_not_s
             with pytest.raises(LocalError) as refused:  # the wallet, asked next, has no such coins
                 await sign(SignLock(plan))
             assert refused.value.code == code
+
+
+async def test_coins_that_a_peer_brings_into_two_locks_at_once_are_refused(tmp_path: Path) -> None:
+    """Of many setups in parallel with the same coin one lock confirms; giving up the others costs the maker alone."""
+    async with running_world(tmp_path) as world:
+        node = Node(world, Role.MAKER)
+        async with node.running("contracts", "locks", "attestations"):
+            made = await deal(world, node)
+            await node.remember(made.facts[Role.MAKER][:2])
+            sign = node.setup.host(Role.MAKER, bytes(32)).answers[SignLock]
+            with pytest.raises(RemoteProtocolError, match="promised to another lock"):
+                await sign(SignLock(evolve(made.plan, order_id=bytes(16))))
+            with pytest.raises(LocalError) as refused:  # its own lock may have them; no such coins in our wallet
+                await sign(SignLock(made.plan))
+            assert refused.value.code == "not_our_coin"
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
