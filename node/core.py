@@ -128,7 +128,11 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
                     wallet.fresh()
 
     wallet = supervisor.service("wallet", run_bdk, [chain, forward])
-    positions = supervisor.service("positions", partial(run_positions, store), [store])
+
+    async def run_book(*, task_status: trio.TaskStatus[Positions]) -> None:
+        await run_positions(store, report=positions, task_status=task_status)
+
+    positions: Service[Positions] = supervisor.service("positions", run_book, [store])
 
     oracle_config = OracleConfig(
         url=config.oracle.url,

@@ -405,3 +405,27 @@ async def test_orders_that_came_to_nothing_leave_nothing_in_memory(autojump_cloc
         assert len(positions._locks) == 0
         await refusing.execute(PLACE)
         assert list(positions._locks) == [ORDER_ID]
+
+
+async def test_one_record_that_cannot_be_read_is_told_and_hides_no_other() -> None:
+    damaged = bytes([1]) * 16
+    store: Service[EventStore] = Service("store", partial(run_memory_store, MemoryBackend()), raise_bugs=True)
+
+    async def run(*, task_status: trio.TaskStatus[Positions]) -> None:
+        await run_positions(store, report=told, task_status=task_status)
+
+    told: Service[Positions] = Service("positions", run, [store], raise_bugs=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.supervise)
+        await store.until(Up.HEALTHY)
+        torn = NewEvent("OrderPlaced", 1, b"\xc1")
+        await store.call(EventStore.append, STREAM + damaged.hex(), 0, [torn])
+        for event in PLACE(Position(id=ORDER_ID)):
+            await store.call(EventStore.append, STREAM_OF_IT, 0, [CODEC.encode(event)])
+        nursery.start_soon(told.supervise)
+        await told.until(Up.DEGRADED)
+        with told.lent() as positions:
+            assert [position.id for position in positions.all()] == [ORDER_ID]
+            assert set(positions.unreadable) == {damaged}
+            assert told.health.reason == positions.unreadable[damaged]
+        nursery.cancel_scope.cancel()

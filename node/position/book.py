@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import structlog
 import trio
 from attrs import evolve as changed
 
+from node.eventstore.codec import BadEvent
 from node.eventstore.interface import Blob, Conflict, EventStore
+from node.health import UNREPORTED, Report
 from node.position.commands import Command, fail_setup
 from node.position.events import CODEC, AttemptStarted, CommitSignatureGiven, Event, signatures_blob
 from node.position.facts import command_of, decode_signatures
@@ -23,6 +26,8 @@ from protocols.contract.keys import Points, negated
 from protocols.contract.signing import Signatures
 from protocols.dialogue import Fact
 from protocols.errors import LocalError
+
+_log = structlog.get_logger(__name__)
 
 CONFLICT_TRIES = 5
 STREAM = "position/"
@@ -44,13 +49,21 @@ class Positions:
         self._points: set[bytes] = set()
         self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
         self._changed = trio.Event()
+        self.unreadable: dict[bytes, str] = {}
+        """Positions whose record is damaged, with what is wrong: the disk must be mended."""
         self.number = 0
         """Rises with every change of any position."""
 
     async def load(self) -> None:
         for stream in await self._store.call(EventStore.streams):
             if stream.startswith(STREAM):
-                await self._reload(bytes.fromhex(stream.removeprefix(STREAM)))
+                order_id = bytes.fromhex(stream.removeprefix(STREAM))
+                try:
+                    await self._reload(order_id)
+                except BadEvent as error:
+                    # one damaged record must not keep the others from being watched
+                    self.unreadable[order_id] = error.sentence
+                    _log.exception("a position cannot be read", order=order_id.hex())
 
     async def _reload(self, order_id: bytes) -> Position:
         recorded = await self._store.call(EventStore.load, _stream(order_id))
@@ -160,7 +173,10 @@ def _parties(event: Event) -> list[Points]:
 
 
 async def run_positions(
-    store: Service[EventStore], *, task_status: trio.TaskStatus[Positions] = trio.TASK_STATUS_IGNORED
+    store: Service[EventStore],
+    *,
+    report: Report = UNREPORTED,
+    task_status: trio.TaskStatus[Positions] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """The service: loads all positions, then serves until cancelled or until the store goes down.
 
@@ -174,5 +190,7 @@ async def run_positions(
             if position.state in (State.ORDERED, State.SETTING_UP):
                 interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
                 await positions.execute(position.id, interrupted)
+        if positions.unreadable:
+            report.degraded("; ".join(positions.unreadable.values()))
         task_status.started(positions)
         await trio.sleep_forever()

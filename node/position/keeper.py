@@ -87,6 +87,17 @@ class ChainKeeper:
             nursery.cancel_scope.cancel()
 
     async def _watch(self, positions: Positions, kept: _Kept) -> None:
+        try:
+            await self._follow(positions, kept)
+        except LocalError as error:
+            self._cannot_keep(kept.order_id, error)
+
+    def _cannot_keep(self, order_id: bytes, error: LocalError) -> None:
+        """A damaged record: that of one contract, and no reason to let the others go."""
+        _log.exception("a contract cannot be kept", order=order_id.hex())
+        self.report.degraded(f"position {order_id.hex()}: {error.sentence}")
+
+    async def _follow(self, positions: Positions, kept: _Kept) -> None:
         while True:
             scripts = watched_scripts(_get(positions, kept))
             with self.monitor.follow(scripts) as views:
@@ -113,9 +124,7 @@ class ChainKeeper:
             try:
                 wanted = {} if self._too_late(position, kept) else await self._due(positions, position, kept.lost)
             except LocalError as error:
-                # a damaged record: that of one contract, and no reason to let the others go
-                _log.exception("a contract cannot be kept", order=position.id.hex())
-                self.report.degraded(f"position {position.id.hex()}: {error.sentence}")
+                self._cannot_keep(position.id, error)
             else:
                 self.broadcaster.keep(position.id, wanted)
 
@@ -168,7 +177,7 @@ class AttestationKeeper:
                         if contract in begun:
                             continue
                         begun.add(contract)
-                        for event, announcement in enumerate(position.plan().announcements):
+                        for event, announcement in enumerate(_announcements(position)):
                             if announcement.id not in asked:
                                 asked[announcement.id] = None
                                 nursery.start_soon(self._wait, positions, announcement, asked)
@@ -182,9 +191,17 @@ class AttestationKeeper:
         attestation = await self.oracle.call(OracleClient.wait_attestation, announcement)
         asked[announcement.id] = attestation
         for position in filter(_settles_by_oracle, positions.all()):
-            named = [each.id for each in position.plan().announcements]
+            named = [each.id for each in _announcements(position)]
             if announcement.id in named:
                 await positions.execute(position.id, attest(named.index(announcement.id), attestation))
+
+
+def _announcements(position: Position) -> tuple[Announcement, ...]:
+    """None if the record is damaged, of which the chain's keeper tells."""
+    try:
+        return position.plan().announcements
+    except LocalError:
+        return ()
 
 
 def _settles_by_oracle(position: Position) -> bool:

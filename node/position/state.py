@@ -40,6 +40,7 @@ from protocols.contract.oracle import Announcement, parse_announcement
 from protocols.contract.signing import transactions_of
 from protocols.contract.terms import Role, Side, Terms
 from protocols.contract.transactions import ContractPlan, ContractTransactions, Party
+from protocols.errors import LocalError, WorldError
 from protocols.offers import Offer, OracleKeys
 
 
@@ -187,7 +188,10 @@ class Position:
         assert attempt.peer is not None, "the peer's side is not known yet"
         maker, taker = (attempt.own, attempt.peer) if self.role is Role.MAKER else (attempt.peer, attempt.own)
         assert self.offer is not None
-        announcements = tuple(_announcement(raw, self.offer.oracle) for raw in attempt.announcements)
+        try:
+            announcements = tuple(_announcement(raw, self.offer.oracle) for raw in attempt.announcements)
+        except WorldError as error:  # it was verified when it was recorded
+            raise LocalError("damaged_record", f"position {self.id.hex()}: {error.sentence}") from error
         return ContractPlan(self.id, index, attempt.terms, maker, taker, announcements)
 
     def transactions(self, index: int | None = None) -> ContractTransactions:
