@@ -119,12 +119,8 @@ class Maker:
                 connection.part(f"this node is on {self.config.network}".encode(), error.sentence)
 
     def _publish(self, _: Substream) -> tuple[Dialogue[object], Host]:
-        last: tuple[Offer, ...] | None = None
-
-        async def next_offers(_: NextOffers) -> tuple[Offer, ...]:
-            nonlocal last
-            last = await self.board.next_set(last)
-            return last
+        async def next_offers(ask: NextOffers) -> tuple[Offer, ...]:
+            return await self.board.next_set(ask.last)
 
         return offers.maker(), Host(answers={NextOffers: next_offers})
 

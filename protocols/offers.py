@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import count
 
 from attrs import field, frozen
 from attrs.validators import matches_re, max_len
@@ -165,9 +166,9 @@ PROTOCOL = Protocol("/cfd/offers/1", Codec(Offers, limit=65_536))
 
 @frozen
 class NextOffers(Ask[tuple[Offer, ...]]):
-    """The maker's present set, as soon as it differs from the one of number `after` (0: at once)."""
+    """The maker's present set, as soon as it differs from the `last` one; None: at once."""
 
-    after: int
+    last: tuple[Offer, ...] | None
 
 
 @frozen
@@ -179,11 +180,10 @@ class OffersArrived(Ask[None]):
 
 async def maker() -> None:
     """Publish the set now and on every change, until the stream ends."""
-    number = 0
-    while True:
-        offers = await NextOffers(number)
-        number += 1
-        await Send(Offers(number, offers))
+    last: tuple[Offer, ...] | None = None
+    for number in count(1):
+        last = await NextOffers(last)
+        await Send(Offers(number, last))
 
 
 async def taker() -> None:

@@ -132,14 +132,17 @@ def test_what_a_peer_says_of_itself_is_bounded_and_printable(changes: dict[str, 
 OTHER = evolve(OFFER, id=bytes(16), side=Side.LONG, price="53990")
 
 
-def published(sets: list[tuple[Offer, ...]]) -> tuple[End, End, list[tuple[Offer, ...]], list[int]]:
+Set = tuple[Offer, ...]
+
+
+def published(sets: list[Set]) -> tuple[End, End, list[Set], list[Set | None]]:
     """The sets are published one after another; then the taker leaves."""
-    arrived: list[tuple[Offer, ...]] = []
-    asked_after: list[int] = []
+    arrived: list[Set] = []
+    asked_after: list[Set | None] = []
     left = list(sets)
 
-    def next_offers(ask: NextOffers) -> tuple[Offer, ...]:
-        asked_after.append(ask.after)
+    def next_offers(ask: NextOffers) -> Set:
+        asked_after.append(ask.last)
         return left.pop(0) if left else ()
 
     def take(ask: OffersArrived) -> None:
@@ -159,7 +162,7 @@ def test_the_whole_set_is_published_now_and_on_every_change() -> None:
     sets = [(OFFER,), (OFFER, OTHER), (), (OTHER,)]
     _, maker, arrived, asked_after = published(sets)
     assert arrived == sets
-    assert asked_after[:4] == [0, 1, 2, 3]
+    assert asked_after[:4] == [None, *sets[:3]]
     assert [message.number for message in maker.sent[:4] if isinstance(message, Offers)] == [1, 2, 3, 4]
     assert isinstance(maker.error, PeerGone)
 

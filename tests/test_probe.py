@@ -37,7 +37,7 @@ def speaks(maker: Endpoint, offered: tuple[Offer, ...] | None) -> None:
 
     def publishes(_: object) -> tuple[Dialogue[object], Host]:
         async def next_offers(ask: NextOffers) -> tuple[Offer, ...]:
-            if ask.after:
+            if ask.last is not None:
                 await trio.sleep_forever()
             return offered or ()
 
