@@ -26,7 +26,6 @@ from protocols.contract.terms import (
     funding_fee,
     funding_to_maker,
     margin,
-    opening_account,
 )
 
 from .contracts import WORKED, prices
@@ -137,16 +136,6 @@ def test_funding_fees() -> None:
 def test_who_pays_funding(maker_side: Side, rate: str, to_maker: int) -> None:
     margins = {Side.LONG: 1_296_296, Side.SHORT: 6_481_481}
     assert funding_to_maker(maker_side, margins, parse_rate(rate), 24) == to_maker
-    account = opening_account(
-        quantity=3_500,
-        price=Fraction(54_000),
-        maker_side=maker_side,
-        maker_leverage=1 if maker_side is Side.SHORT else 5,
-        taker_leverage=5 if maker_side is Side.SHORT else 1,
-        opening_fee=500,
-        rate=parse_rate(rate),
-    )
-    assert account == 500 + to_maker
 
 
 @pytest.mark.parametrize(

@@ -85,24 +85,6 @@ def funding_to_maker(maker_side: Side, margins: dict[Side, int], rate: Fraction,
     return fee if maker_side is receiver else -fee
 
 
-def opening_account(
-    *,
-    quantity: int,
-    price: Fraction,
-    maker_side: Side,
-    maker_leverage: int,
-    taker_leverage: int,
-    opening_fee: int,
-    rate: Fraction,
-) -> int:
-    """Satoshis owed to the maker when a position opens: the opening fee and 24 hours of funding."""
-    margins = {
-        maker_side: margin(quantity, price, maker_leverage),
-        maker_side.other: margin(quantity, price, taker_leverage),
-    }
-    return opening_fee + funding_to_maker(maker_side, margins, rate, CONTRACT_HOURS)
-
-
 @frozen(kw_only=True)
 class Terms:
     """One contract's terms, checked on construction (`BadTerms`); both peers hold equal ones.
