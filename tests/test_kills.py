@@ -20,7 +20,7 @@ async def test_twenty_kills(tmp_path: Path) -> None:
     stories = await tell_all(tmp_path, plans_for(KILLS, SEED))
     assert not [story.failure for story in stories if story.failure]
     outcomes = sum((story.outcomes for story in stories), Counter[str]())
-    assert outcomes.total() == KILLS
+    assert sum(count for outcome, count in outcomes.items() if not outcome.startswith("nobody killed")) == KILLS
 
 
 def test_a_seed_is_a_plan() -> None:

@@ -31,6 +31,8 @@ from protocols.contract.scripts import ANCHOR_SCRIPT
 
 HOUR = 2.0
 """Seconds that an hour takes: a setup on a busy machine must not take longer."""
+TRIES = 3
+"""Of a trade that nobody disturbs: a busy oracle may not answer in time."""
 COIN, COINS = 50_000_000, 3
 """Satoshis, and how many of these each wallet begins with: some may be held by what was interrupted."""
 QUANTITIES, LEVERAGES = range(200, 1_100, 100), (1, 2, 3)
@@ -168,9 +170,7 @@ class Story:
 
         The clock for the disturbed ones runs from the order on: what comes first may be killed before it has an id.
         """
-        began = trio.current_time()
-        await self._undisturbed()
-        takes = trio.current_time() - began
+        takes = await self._undisturbed()
         for kill in self.plan.setups:
             known = {position["order_id"] for position in await _positions(self.taker)}
             offer = await self._offer()
@@ -186,14 +186,23 @@ class Story:
             self._disturbed.append((kill, next(iter(after - known), None)))
         await self._undisturbed()
 
-    async def _undisturbed(self) -> None:
-        order_id = await self._order(await self._offer())
-        with self._within("a trade that nobody disturbs"):
-            assert order_id is not None
-            for node in self.nodes:
-                view = await _comes_true(node, f"/positions/{order_id}", lambda view: view["state"] in SIGNED | OVER)
-                if view["state"] not in SIGNED:
-                    raise Failed(f"an undisturbed trade, {order_id}, is {view['state']}: {view['refusal']}")
+    async def _undisturbed(self) -> float:
+        """A trade; returns the seconds that it took. Refused at first it may be: the machine may be too busy."""
+        refusal: Any = None
+        for _ in range(TRIES):
+            began = trio.current_time()
+            order_id = await self._order(await self._offer())
+            if order_id is None:
+                continue
+            with self._within("a trade that nobody disturbs"):
+                path = f"/positions/{order_id}"
+                view = await _comes_true(self.taker, path, lambda view: view["state"] in SIGNED | OVER)
+                if view["state"] in SIGNED:
+                    await _comes_true(self.maker, path, lambda view: view["state"] in SIGNED)
+                    return trio.current_time() - began
+                refusal = view["refusal"]
+                self.outcomes[f"nobody killed during a setup: {refusal['code']}"] += 1
+        raise Failed(f"trades that nobody disturbs do not come about: {refusal}")
 
     async def _offer(self) -> dict[str, Any]:
         """A fresh one, as the taker sees it."""
