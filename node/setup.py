@@ -20,7 +20,7 @@ from node.position.book import Positions
 from node.position.commands import fail_setup
 from node.supervision import Service
 from node.wallet.holds import CoinHolds
-from node.wallet.interface import OutPoint, Wallet
+from node.wallet.interface import Wallet
 from protocols.contract.funding import FundingInput, change_value, funding_needed
 from protocols.contract.keys import attempt_keys
 from protocols.contract.oracle import Announcement
@@ -193,10 +193,10 @@ class SetupNode:
         needed = funding_needed(ask.role, ask.terms, payout, ask.peer_payout)
         async with self.holds.lock:
             with self.positions.lent() as positions:
-                reserved = {OutPoint(each.txid, each.vout) for each in positions.reserved()} | self.holds.all()
+                reserved = positions.reserved() | self.holds.all()
             chosen = await self.wallet.call(Wallet.fund, needed, ask.terms.fee_rate, reserved)
             change = change_value(chosen.inputs, needed, ask.terms.fee_rate, chosen.change_script)
-            spent = reserved | {OutPoint(coin.txid, coin.vout) for coin in chosen.inputs}
+            spent = reserved | {coin.outpoint for coin in chosen.inputs}
             coins = await self.wallet.call(Wallet.coins)
             left = change + sum(coin.value for coin in coins if coin.spendable and coin.outpoint not in spent)
             kept = self.kept_for_fees(ask.order_id)
@@ -206,7 +206,7 @@ class SetupNode:
                     f"the wallet would have {left} sat left that it may spend, and keeps {kept} sat to raise fees "
                     f"with: {KEPT_FOR_FEES} for each position, this one included",
                 )
-            self.holds.hold(ask.order_id, frozenset(OutPoint(coin.txid, coin.vout) for coin in chosen.inputs))
+            self.holds.hold(ask.order_id, frozenset(coin.outpoint for coin in chosen.inputs))
         return Funding(chosen.inputs, chosen.change_script, payout)
 
     async def _known_points(self, ask: KnownPoints) -> frozenset[bytes]:
@@ -241,8 +241,9 @@ class SetupNode:
             }
         for coin in plan.party(role.other).inputs:
             if coin in promised:
-                outpoint = f"{coin.txid[::-1].hex()}:{coin.vout}"
-                raise RemoteProtocolError("bad_input", f"input {outpoint} is promised to another lock with this node")
+                raise RemoteProtocolError(
+                    "bad_input", f"input {coin.outpoint} is promised to another lock with this node"
+                )
 
     async def _check_undecided(self, plan: ContractPlan) -> None:
         """Refuse a contract that pays out already: the peer may have held the setup up until it knew."""

@@ -16,11 +16,11 @@ from attrs import evolve, field, mutable
 from bitcoin.core import CTransaction
 
 from node.regtest.consensus import BlockChange, Chain
-from node.regtest.index import Index, OutPoint
+from node.regtest.index import Index
 from node.regtest.mempool import MAX_FEE_RATE, MIN_RELAY, Mempool
 from node.regtest.policy import Rejected
 from protocols.contract import schnorr, signing
-from protocols.contract.funding import P2TR_OUTPUT_VSIZE, PUNISH_BASE_VSIZE, FundingInput
+from protocols.contract.funding import P2TR_OUTPUT_VSIZE, PUNISH_BASE_VSIZE, FundingInput, OutPoint
 from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.terms import Role
 from protocols.contract.transactions import FINAL, completed, txid, unsigned

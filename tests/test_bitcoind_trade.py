@@ -17,8 +17,8 @@ from node.clock import Clock
 from node.networks import NETWORKS
 from node.oracle.server import AttestedPrices, Oracle, OracleKeys, oracle_app
 from node.regtest.prices import Market, RandomWalk
-from node.wallet.interface import OutPoint
 from node.web.server import serve
+from protocols.contract.funding import OutPoint
 from protocols.contract.oracle import DLC
 from protocols.contract.sighash import TxOut
 from protocols.contract.terms import REGTEST_TIMELOCKS

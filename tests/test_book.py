@@ -22,7 +22,7 @@ from node.health import State as Up
 from node.position.book import CONFLICT_TRIES, STREAM, Positions, run_positions
 from node.position.commands import Command, fail_setup, observe, place_order
 from node.position.events import CODEC, Event, OrderRejected
-from node.position.state import Outpoint, Position, State
+from node.position.state import Position, State
 from node.supervision import Run, Service
 from protocols.contract.keys import Points, negated
 from protocols.contract.terms import Role
@@ -193,7 +193,7 @@ async def test_coins_are_reserved_and_points_known_from_the_attempt_on(open_book
     async with open_book() as opened:
         await opened.execute(PLACE)
         assert opened.now().reserved() == frozenset()
-        coins = {Outpoint(coin.txid, coin.vout) for coin in TRADER[Role.TAKER].funding().inputs}
+        coins = {coin.outpoint for coin in TRADER[Role.TAKER].funding().inputs}
         for each in facts()[Role.TAKER]:
             await opened.positions.call(Positions.remember, each, PEER[Role.TAKER])
             assert opened.now().reserved() == coins

@@ -12,8 +12,7 @@ from node.chain.broadcast import Attempt, Broadcaster
 from node.chain.electrum import BroadcastRejected, ElectrumClient, NoPackages
 from node.chain.inputs import check_inputs
 from node.chain.session import ServerLost
-from node.regtest.index import OutPoint
-from protocols.contract.funding import FundingInput
+from protocols.contract.funding import FundingInput, OutPoint
 from protocols.errors import RemoteProtocolError
 from tests.electrums import CLOCK, OPEN, OTHER, Between, dial, give, regtest, serve, until
 from tests.test_regtest_mempool import COIN, HOME, World, out, pay

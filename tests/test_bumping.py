@@ -23,12 +23,11 @@ from node.position.commands import force_close
 from node.position.state import State
 from node.regtest.electrum_methods import Methods
 from node.regtest.electrum_server import ElectrumServer
-from node.regtest.index import OutPoint
 from node.regtest.mempool import Entry
 from node.regtest.world import RunningWorld
 from node.wallet.bip86 import CHANGE, Account
-from node.wallet.interface import OutPoint as CoinOutPoint
 from node.wallet.interface import Wallet
+from protocols.contract.funding import OutPoint
 from protocols.contract.outcomes import covering
 from protocols.contract.scripts import ANCHOR_SCRIPT
 from protocols.contract.terms import REGTEST_TIMELOCKS, Role
@@ -284,7 +283,7 @@ async def test_after_a_restart_it_goes_on_with_the_child_that_the_mempool_shows(
             await until(lambda: first.txid in again.broadcaster.status())
             assert this.child() == first
             [coin] = again.setup.holds.all()
-            assert coin == CoinOutPoint(first.transaction.vin[1].prevout.hash, first.transaction.vin[1].prevout.n)
+            assert coin == OutPoint(first.transaction.vin[1].prevout.hash, first.transaction.vin[1].prevout.n)
             this.world.world.set_fees(60, 60)
             await until(lambda: this.rate() == 60)
             await this.mine(1, again)
@@ -320,7 +319,7 @@ async def test_both_sides_raise_one_commit_without_outbidding_each_other(
 async def test_coins_of_others_are_left_alone(tmp_path: Path) -> None:
     async with opened(tmp_path) as this:
         first, second = await this.node.own_coins(60_000, 50_000)
-        this.node.setup.holds.hold(b"another setup", frozenset({CoinOutPoint(*second)}))
+        this.node.setup.holds.hold(b"another setup", frozenset({OutPoint(*second)}))
         await this.force_close()
         await until(lambda: this.rate() == 30)
         child = this.child()

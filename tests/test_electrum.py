@@ -25,7 +25,7 @@ from node.chain.electrum import BroadcastRejected, ElectrumClient, run_electrum,
 from node.chain.forward import Forwarder
 from node.chain.servers import ServerAddress, Servers
 from node.chain.session import ServerError, ServerLost, Session
-from node.regtest.index import OutPoint
+from protocols.contract.funding import OutPoint
 from protocols.errors import LocalError, WorldError
 from tests.electrums import CLOCK, OTHER, REGTEST, Between, dial, give, regtest, serve, until
 from tests.test_headers import run

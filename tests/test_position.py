@@ -60,7 +60,7 @@ from node.position.events import (
     SetupStarted,
 )
 from node.position.facts import command_of, decode_signatures, encode_signatures
-from node.position.state import ENDED, Outpoint, State, replay
+from node.position.state import ENDED, State, replay
 from protocols.contract.funding import FundingInput
 from protocols.contract.keys import Points
 from protocols.contract.outcomes import covering
@@ -335,7 +335,7 @@ def test_states_before_a_contract() -> None:
 
 @BOTH
 def test_coins_are_held_from_the_attempt_until_it_failed(role: Role) -> None:
-    coins = frozenset(Outpoint(coin.txid, coin.vout) for coin in TRADER[role].funding().inputs)
+    coins = frozenset(coin.outpoint for coin in TRADER[role].funding().inputs)
     before = 1 if role is Role.TAKER else 0
     assert history(role, before).position.inputs_held == frozenset()
     for steps in range(before + 1, 6):

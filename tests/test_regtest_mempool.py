@@ -18,9 +18,10 @@ from bitcoin.core import (
 from bitcoin.core.script import CScript, CScriptWitness
 
 from node.regtest.consensus import Chain
-from node.regtest.index import Index, OutPoint, script_hash
+from node.regtest.index import Index, script_hash
 from node.regtest.mempool import MAX_CHAIN, Mempool
 from node.regtest.policy import P2A, Rejected, dust_limit, weight
+from protocols.contract.funding import OutPoint
 
 TRUE = b"\x51"
 HOME = b"\x00\x20" + sha256(TRUE).digest()

@@ -18,11 +18,11 @@ from node.config import FeeRateTable
 from node.health import State as Up
 from node.position.book import Positions
 from node.position.commands import fail_setup, place_order
-from node.position.state import Outpoint, State
+from node.position.state import State
 from node.regtest.world import RunningWorld
 from node.setup import KEPT_FOR_FEES, Setup
-from node.wallet.interface import OutPoint, Wallet
-from protocols.contract.funding import FundingInput, funding_needed, side_fee
+from node.wallet.interface import Wallet
+from protocols.contract.funding import FundingInput, OutPoint, funding_needed, side_fee
 from protocols.contract.oracle import DLC
 from protocols.contract.schedule import HOUR, first_event
 from protocols.contract.scripts import p2tr
@@ -89,7 +89,7 @@ def fund_ask(number: int = 1, quantity: int = 3_500) -> Fund:
 
 
 def outpoints(funding: Funding) -> set[OutPoint]:
-    return {OutPoint(coin.txid, coin.vout) for coin in funding.inputs}
+    return {coin.outpoint for coin in funding.inputs}
 
 
 # --- fees, clock, oracle ----------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ async def test_coins_of_positions_stay_reserved_without_a_setup_under_way(tmp_pa
         await node.remember((begun,))
         node.setup.holds.release(bytes([1]) * 16)  # from here on only the event says so
         with node.positions.lent() as positions:
-            assert {OutPoint(each.txid, each.vout) for each in positions.reserved()} == outpoints(first)
+            assert positions.reserved() == outpoints(first)
         second = await ask(node, fund_ask(2))
         assert not outpoints(second) & outpoints(first)
         assert (await refused(node, fund_ask(3))).code == "insufficient_funds"
@@ -391,7 +391,7 @@ async def test_a_contract_stays_one_however_the_conversation_ended(tmp_path: Pat
         await node.setup.carry_out(setup, fails(PeerGone()))
         position = node.position(made.plan.order_id)
         assert position.state is State.OPENING
-        coins = {Outpoint(coin.txid, coin.vout) for coin in made.plan.taker.inputs}
+        coins = {coin.outpoint for coin in made.plan.taker.inputs}
         assert position.inputs_held == coins
 
 

@@ -14,11 +14,11 @@ from node.regtest.consensus import COINBASE_MATURITY, check_scripts
 from node.regtest.consensus import TxOut as Spent
 from node.wallet.bdk import BdkWallet
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Balance, Coin, OutPoint, Wallet
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Balance, Coin, Wallet
 from node.wallet.pure import PureWallet
 from node.wallet.seed import Seed
 from node.wallet.selection import InsufficientFunds
-from protocols.contract.funding import MAX_INPUTS, side_fee
+from protocols.contract.funding import MAX_INPUTS, OutPoint, side_fee
 from protocols.contract.scripts import ANCHOR_SCRIPT, ANCHOR_VALUE
 from protocols.contract.sighash import TxOut
 from protocols.errors import LocalError, WorldError
@@ -150,7 +150,7 @@ async def test_two_wallets_sign_one_transaction(world: World, open_wallet: Opene
     assert len(inputs) == 3
     spent = [TxOut(coin.value, coin.script) for coin in inputs]
     change = await ours.new_script()
-    tx = spend([OutPoint(coin.txid, coin.vout) for coin in inputs], (MINERS, 170_000), (change, 15_000))
+    tx = spend([coin.outpoint for coin in inputs], (MINERS, 170_000), (change, 15_000))
     mine, other = await ours.sign(tx, spent), await theirs.sign(tx, spent)
     assert (set(mine), set(other)) == ({0, 1}, {2})
     assert all(len(item) == 64 for stack in (mine | other).values() for item in stack)  # SIGHASH_DEFAULT

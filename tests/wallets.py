@@ -24,8 +24,9 @@ from node.regtest.electrum_server import ElectrumServer
 from node.regtest.index import Index, script_hash
 from node.regtest.mempool import Mempool
 from node.wallet.address import to_script
-from node.wallet.interface import Funding, OutPoint, Wallet
+from node.wallet.interface import Funding, Wallet
 from protocols.contract import schnorr
+from protocols.contract.funding import OutPoint
 from protocols.contract.scripts import p2tr
 from protocols.contract.sighash import TxOut, signature_hash
 
@@ -139,6 +140,6 @@ async def script_of(wallet: Wallet) -> bytes:
 
 async def signed(wallet: Wallet, funding: Funding, *outputs: tuple[bytes, int]) -> bytes:
     """A transaction of that wallet alone."""
-    unsigned = spend([OutPoint(coin.txid, coin.vout) for coin in funding.inputs], *outputs)
+    unsigned = spend([coin.outpoint for coin in funding.inputs], *outputs)
     spent = [TxOut(coin.value, coin.script) for coin in funding.inputs]
     return with_witnesses(unsigned, spent, await wallet.sign(unsigned, spent))

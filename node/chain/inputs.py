@@ -20,7 +20,7 @@ async def check_inputs(client: ElectrumClient, inputs: Sequence[FundingInput], m
     for one in inputs:
         reason = await _fault(client, one, min_conf)
         if reason is not None:
-            raise RemoteProtocolError("bad_input", f"input {one.txid[::-1].hex()}:{one.vout} {reason}")
+            raise RemoteProtocolError("bad_input", f"input {one.outpoint} {reason}")
 
 
 async def _fault(client: ElectrumClient, one: FundingInput, min_conf: int) -> str | None:
@@ -41,6 +41,6 @@ async def _fault(client: ElectrumClient, one: FundingInput, min_conf: int) -> st
     if confirmations < needed:
         kind = "a coinbase" if tx.is_coinbase() else "it"
         return f"has {confirmations} confirmations, {kind} needs {needed}"
-    if (one.txid, one.vout) not in await client.unspent(one.script):
+    if one.outpoint not in await client.unspent(one.script):
         return "is spent already"
     return None

@@ -26,7 +26,7 @@ from node.wallet.interface import Wallet
 from protocols.contract.funding import FundingInput
 from protocols.contract.numbers import DUST
 from protocols.contract.sighash import TxOut
-from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, txid, unsigned, vsize
+from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, outpoints, txid, unsigned, vsize
 from protocols.errors import LocalError, WorldError
 
 ABANDON_AFTER = 600.0
@@ -84,8 +84,8 @@ def spend_back(position: Position, script: bytes, estimate: int) -> tuple[CTrans
 
 def _fee(position: Position, abandoned: LockAbandoned) -> int:
     tx = CTransaction.deserialize(abandoned.raw)
-    values = {(coin.txid, coin.vout): coin.value for coin in position.transactions().lock_inputs}
-    spent: int = sum(values[each.prevout.hash, each.prevout.n] for each in tx.vin)
+    values = {coin.outpoint: coin.value for coin in position.transactions().lock_inputs}
+    spent: int = sum(values[each] for each in outpoints(tx))
     kept: int = sum(output.nValue for output in tx.vout)
     return spent - kept
 

@@ -20,8 +20,9 @@ from node.health import UNREPORTED, Report
 from node.position.commands import Command, fail_setup
 from node.position.events import CODEC, AttemptStarted, CommitSignatureGiven, Event, signatures_blob
 from node.position.facts import command_of, decode_signatures
-from node.position.state import Outpoint, Position, State, evolve, replay
+from node.position.state import Position, State, evolve, replay
 from node.supervision import Service
+from protocols.contract.funding import OutPoint
 from protocols.contract.keys import Points, negated
 from protocols.contract.signing import Signatures
 from protocols.dialogue import Fact
@@ -98,7 +99,7 @@ class Positions:
         asked = {form for _, point in points.each() for form in (point, negated(point))}
         return frozenset(asked & self._points)
 
-    def reserved(self) -> frozenset[Outpoint]:
+    def reserved(self) -> frozenset[OutPoint]:
         """Coins of ours that positions hold."""
         return frozenset(outpoint for position in self._positions.values() for outpoint in position.inputs_held)
 

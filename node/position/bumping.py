@@ -30,13 +30,13 @@ from node.position.book import Positions
 from node.position.state import Position
 from node.supervision import Service
 from node.wallet.holds import CoinHolds
-from node.wallet.interface import OutPoint, Wallet
+from node.wallet.interface import Wallet
 from protocols.contract.bump import Child, Parent, Replaced, Unaffordable, anchored, child_of, paying, rate
-from protocols.contract.funding import FundingInput
+from protocols.contract.funding import FundingInput, OutPoint
 from protocols.contract.outcomes import covering
 from protocols.contract.scripts import ANCHOR_SCRIPT
 from protocols.contract.sighash import TxOut
-from protocols.contract.transactions import ContractTransactions, completed, txid, vsize
+from protocols.contract.transactions import ContractTransactions, completed, outpoints, txid, vsize
 from protocols.errors import LocalError, WorldError
 
 LOOK_EVERY = 30.0
@@ -157,7 +157,7 @@ class Bumper:
 
     def _remember(self, position: Position, kept: Mapping[bytes, bytes], raised: _Raised) -> None:
         self._raised[position.id] = raised
-        self.holds.hold(position.id, frozenset(OutPoint(each.txid, each.vout) for each in raised.coins))
+        self.holds.hold(position.id, frozenset(coin.outpoint for coin in raised.coins))
         package: dict[bytes, bytes] = {}
         if raised.raw is not None:
             child: bytes = CTransaction.deserialize(raised.raw).GetTxid()
@@ -170,8 +170,8 @@ class Bumper:
         for found, _ in await client.history(_payout_script(position)):
             raw = await client.transaction(found)
             tx = CTransaction.deserialize(raw)
-            spent = [OutPoint(each.prevout.hash, each.prevout.n) for each in tx.vin]
-            if (parent.output.txid, parent.output.vout) not in spent:
+            spent = outpoints(tx)
+            if parent.output.outpoint not in spent:
                 continue
             inputs = [await _output(client, each) for each in spent]
             fee = sum(each.value for each in inputs) - sum(each.nValue for each in tx.vout)
@@ -182,14 +182,9 @@ class Bumper:
 
     async def _coins(self, positions: Positions, position: Position, raised: _Raised) -> list[FundingInput]:
         """Those that the next child may spend: what the present one spends, and all that are free."""
-        taken = {OutPoint(each.txid, each.vout) for each in positions.reserved()} | self.holds.all(but=position.id)
-        taken |= {OutPoint(each.txid, each.vout) for each in raised.coins}
-        free = [
-            FundingInput(coin.txid, coin.vout, coin.value, coin.script)
-            for coin in await self.wallet.call(Wallet.coins)
-            if coin.spendable and coin.outpoint not in taken
-        ]
-        return [*raised.coins, *free]
+        taken = positions.reserved() | self.holds.all(but=position.id) | {coin.outpoint for coin in raised.coins}
+        coins = await self.wallet.call(Wallet.coins)
+        return [*raised.coins, *(coin.input for coin in coins if coin.spendable and coin.outpoint not in taken)]
 
     async def _signed(self, child: Child, parent: bytes) -> bytes:
         witnesses = await self.wallet.call(Wallet.sign, child.tx.serialize(), child.spent, (parent,))
@@ -259,8 +254,5 @@ def _best(
 async def _output(client: ElectrumClient, spent: OutPoint) -> FundingInput:
     outputs = CTransaction.deserialize(await client.transaction(spent.txid)).vout
     if spent.vout >= len(outputs):
-        missing = f"{spent.txid[::-1].hex()}:{spent.vout}"
-        raise WorldError(
-            "bad_transaction", f"the chain server shows a transaction that spends {missing}, which is none"
-        )
+        raise WorldError("bad_transaction", f"the chain server shows a transaction that spends {spent}, which is none")
     return FundingInput(spent.txid, spent.vout, outputs[spent.vout].nValue, bytes(outputs[spent.vout].scriptPubKey))

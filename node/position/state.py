@@ -36,6 +36,7 @@ from node.position.events import (
     SetupStarted,
     Witnesses,
 )
+from protocols.contract.funding import OutPoint
 from protocols.contract.oracle import Announcement, parse_announcement
 from protocols.contract.signing import transactions_of
 from protocols.contract.terms import Role, Side, Terms
@@ -64,12 +65,6 @@ class State(Enum):
 
 ENDED = frozenset({State.SETTLED, State.REFUNDED, State.REJECTED, State.SETUP_FAILED})
 """Nothing more can happen to these."""
-
-
-@frozen
-class Outpoint:
-    txid: bytes
-    vout: int
 
 
 @frozen
@@ -166,11 +161,11 @@ class Position:
         return next((attempt for attempt in reversed(self.attempts) if attempt.commit_signature), None)
 
     @property
-    def inputs_held(self) -> frozenset[Outpoint]:
+    def inputs_held(self) -> frozenset[OutPoint]:
         """Coins of ours that the lock spends: nothing else may use them from the attempt on until it failed."""
         if self.ended or not self.attempts:
             return frozenset()
-        return frozenset(Outpoint(coin.txid, coin.vout) for coin in self.attempts[0].own.inputs)
+        return frozenset(coin.outpoint for coin in self.attempts[0].own.inputs)
 
     @property
     def own_margin_at_risk(self) -> int:

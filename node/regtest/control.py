@@ -18,12 +18,13 @@ from node.errors import NotFound
 from node.regtest.consensus import Chain
 from node.regtest.electrum_methods import Methods, shown
 from node.regtest.exchange import Exchange, Mode
-from node.regtest.index import Index, OutPoint
+from node.regtest.index import Index
 from node.regtest.mempool import MAX_FEE_RATE, Mempool
 from node.regtest.prices import Market
 from node.regtest.treasury import FEE_RATE, Treasury
 from node.wallet.address import to_address, to_script
 from node.web.problems import add_problem_handlers
+from protocols.contract.funding import OutPoint
 from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price
 from protocols.errors import LocalError
 

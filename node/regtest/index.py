@@ -5,21 +5,15 @@ Held in memory, built from the chain's blocks when opened and kept up to date by
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import NamedTuple
 
 from attrs import field, frozen
 from bitcoin.core import CTransaction
 
 from node.regtest.consensus import BlockChange, Chain
 from node.regtest.policy import is_unspendable
+from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut
-
-
-class OutPoint(NamedTuple):
-    """An output's transaction id (internal order) and position."""
-
-    txid: bytes
-    vout: int
+from protocols.contract.transactions import outpoints
 
 
 @frozen
@@ -40,11 +34,6 @@ class Confirmed:
     height: int
     position: int
     """Index in its block."""
-
-
-def outpoints(transaction: CTransaction) -> list[OutPoint]:
-    """What a transaction spends, in the order of its inputs."""
-    return [OutPoint(txin.prevout.hash, txin.prevout.n) for txin in transaction.vin]
 
 
 def script_hash(script: bytes) -> bytes:

@@ -21,9 +21,11 @@ from node.regtest.consensus import (
     ScriptRefused,
     check_scripts,
 )
-from node.regtest.index import Coin, Index, OutPoint, outpoints, outputs, script_hash
+from node.regtest.index import Coin, Index, outputs, script_hash
 from node.regtest.policy import TRUC, Rejected
+from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut
+from protocols.contract.transactions import outpoints
 
 MIN_RELAY = 1
 """Satoshis per virtual byte that a transaction must pay, unless the mempool was made to ask for more."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from bitcoin.core import CTransaction
 
 from protocols.contract.sighash import TxOut
+from protocols.contract.transactions import outpoints
 from protocols.errors import LocalError
 
 P2A = b"\x51\x02\x4e\x73"
@@ -61,7 +62,7 @@ def check_transaction(transaction: CTransaction) -> None:
         raise Rejected("bad-txns-vout-toolarge")
     if sum(output.nValue for output in transaction.vout) > MAX_MONEY:
         raise Rejected("bad-txns-txouttotal-toolarge")
-    if len({(txin.prevout.hash, txin.prevout.n) for txin in transaction.vin}) < len(transaction.vin):
+    if len(set(outpoints(transaction))) < len(transaction.vin):
         raise Rejected("bad-txns-inputs-duplicate")
     if transaction.is_coinbase():
         raise Rejected("coinbase")

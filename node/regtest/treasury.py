@@ -14,9 +14,10 @@ from btclib_secp256k1 import xonly
 
 from node.regtest import policy
 from node.regtest.consensus import COINBASE_MATURITY, Chain
-from node.regtest.index import Coin, OutPoint, script_hash
+from node.regtest.index import Coin, script_hash
 from node.regtest.mempool import Mempool
 from protocols.contract import schnorr
+from protocols.contract.funding import OutPoint
 from protocols.contract.numbers import tagged_hash
 from protocols.contract.scripts import p2tr
 from protocols.contract.sighash import signature_hash

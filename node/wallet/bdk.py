@@ -25,8 +25,9 @@ from node.eventstore.interface import RunBlocking
 from node.networks import NETWORKS
 from node.wallet.address import BDK
 from node.wallet.bip86 import CHANGE, RECEIVE
-from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, OutPoint, Wallet, our_inputs
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, Wallet, our_inputs
 from node.wallet.seed import Seed
+from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut, string
 from protocols.errors import LocalError, WorldError
 

@@ -3,7 +3,7 @@
 import trio
 from attrs import Factory, define
 
-from node.wallet.interface import OutPoint
+from protocols.contract.funding import OutPoint
 
 
 @define(eq=False)

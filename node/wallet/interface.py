@@ -8,7 +8,6 @@ under way is not its business: that follows from events, and the caller says it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import NamedTuple
 
 import trio
 from attrs import frozen
@@ -20,8 +19,9 @@ from node.health import UNREPORTED, Report
 from node.wallet.address import to_address
 from node.wallet.bip86 import CHANGE, RECEIVE
 from node.wallet.selection import select
-from protocols.contract.funding import FundingInput
+from protocols.contract.funding import FundingInput, OutPoint
 from protocols.contract.sighash import TxOut
+from protocols.contract.transactions import outpoints
 from protocols.errors import LocalError, WorldError
 
 GAP_LIMIT = 200
@@ -31,13 +31,6 @@ LOOKAHEAD = 25
 """How many scripts past the last one given out are recognised as ours."""
 COINBASE_MATURITY = 100
 """Confirmations of a coinbase that may be spent in the next block."""
-
-
-class OutPoint(NamedTuple):
-    """An output: transaction id (internal byte order) and index."""
-
-    txid: bytes
-    vout: int
 
 
 @frozen
@@ -55,6 +48,11 @@ class Coin:
     @property
     def outpoint(self) -> OutPoint:
         return OutPoint(self.txid, self.vout)
+
+    @property
+    def input(self) -> FundingInput:
+        """To spend it."""
+        return FundingInput(self.txid, self.vout, self.value, self.script)
 
     @property
     def spendable(self) -> bool:
@@ -134,12 +132,8 @@ class Wallet(ABC):
         Only confirmed, mature coins, at most 20 (`node.wallet.selection`). Nothing is reserved by this: two calls with
         the same `reserved` answer alike. Raises `InsufficientFunds`.
         """
-        coins = [
-            FundingInput(coin.txid, coin.vout, coin.value, coin.script)
-            for coin in await self.coins()
-            if coin.spendable and coin.outpoint not in reserved
-        ]
-        inputs = select(coins, needed, fee_rate)
+        free = [coin.input for coin in await self.coins() if coin.spendable and coin.outpoint not in reserved]
+        inputs = select(free, needed, fee_rate)
         return Funding(inputs, await self.new_script())
 
     async def sign(
@@ -214,8 +208,7 @@ def our_inputs(
     The outpoint and the script must both say so: with only one of them, somebody is being lied to.
     """
     ours = []
-    for index, (txin, said) in enumerate(zip(tx.vin, prevouts, strict=True)):
-        spent = OutPoint(txin.prevout.hash, txin.prevout.n)
+    for index, (spent, said) in enumerate(zip(outpoints(tx), prevouts, strict=True)):
         known = output(spent) or more.get(spent)
         known = known if known and is_mine(known.script) else None
         if known is None and not is_mine(said.script):

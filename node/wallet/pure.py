@@ -8,9 +8,11 @@ from bitcoin.core import CTransaction
 
 from node.clock import Clock
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, OutPoint, Wallet, our_inputs
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, Wallet, our_inputs
 from protocols.contract import schnorr
+from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut, signature_hash
+from protocols.contract.transactions import outpoints
 
 
 class Tip(Protocol):
@@ -93,7 +95,7 @@ class PureWallet(Wallet):
 
     async def _coins(self) -> tuple[list[Coin], int]:
         height = self._height or 0
-        spent = {(txin.prevout.hash, txin.prevout.n) for tx, _ in self._transactions.values() for txin in tx.vin}
+        spent = {outpoint for tx, _ in self._transactions.values() for outpoint in outpoints(tx)}
         coins = [
             Coin(
                 txid,

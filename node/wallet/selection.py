@@ -36,7 +36,7 @@ def select(coins: Iterable[FundingInput], needed: int, fee_rate: int) -> tuple[F
         fee = side_fee(fee_rate, [coin.script for coin in chosen], None)
         return needed + fee - sum(coin.value for coin in chosen)
 
-    rest = sorted((coin for coin in coins if worth(coin) > 0), key=lambda coin: (worth(coin), coin.txid, coin.vout))
+    rest = sorted((coin for coin in coins if worth(coin) > 0), key=lambda coin: (worth(coin), coin.outpoint))
     chosen: list[FundingInput] = []
     while rest and len(chosen) < MAX_INPUTS:
         last = bisect_left(rest, True, key=lambda coin: missing([*chosen, coin]) <= 0)

@@ -49,12 +49,12 @@ def _node_router(core: Core) -> APIRouter:
         balance = await core.wallet.call(Wallet.balance)
         coins = await core.wallet.call(Wallet.coins)
         with core.positions.lent() as positions:
-            reserved = {(each.txid, each.vout) for each in positions.reserved()}
+            reserved = positions.reserved()
             locked = sum(position.own_margin_at_risk for position in positions.all() if position.lock is not None)
         return {
             "confirmed": balance.confirmed,
             "pending": balance.pending,
-            "reserved": sum(coin.value for coin in coins if (coin.txid, coin.vout) in reserved),
+            "reserved": sum(coin.value for coin in coins if coin.outpoint in reserved),
             "margin_locked": locked,
             "kept_for_fees": core.setup.kept_for_fees(),
             "as_of": balance.as_of,

@@ -153,7 +153,7 @@ def _choose(
     fits: Callable[[Sequence[FundingInput]], bool],
 ) -> tuple[FundingInput, ...] | None:
     """As few coins as will do, none if the parent's output does; of those that could be the last, the smallest."""
-    rest = sorted(coins, key=lambda each: (each.value, each.txid, each.vout))
+    rest = sorted(coins, key=lambda each: (each.value, each.outpoint))
     chosen: tuple[FundingInput, ...] = ()
     while fits(chosen):
         if enough(chosen):

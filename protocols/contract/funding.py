@@ -5,6 +5,7 @@ rates whole sat/vB.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from attrs import frozen
 
@@ -25,6 +26,17 @@ P2WPKH_INPUT_WEIGHT, P2TR_INPUT_WEIGHT = 272, 230
 P2WPKH_OUTPUT_VSIZE, P2TR_OUTPUT_VSIZE = 31, 43
 
 
+class OutPoint(NamedTuple):
+    """An output: transaction id (internal order) and index."""
+
+    txid: bytes
+    vout: int
+
+    def __str__(self) -> str:
+        """As people write it."""
+        return f"{self.txid[::-1].hex()}:{self.vout}"
+
+
 @frozen
 class FundingInput:
     """A coin that goes into the lock: its outpoint (txid in internal order), satoshis and script."""
@@ -33,6 +45,10 @@ class FundingInput:
     vout: int
     value: int
     script: bytes
+
+    @property
+    def outpoint(self) -> OutPoint:
+        return OutPoint(self.txid, self.vout)
 
 
 class BadScript(ValueError):

@@ -16,12 +16,11 @@ def check_scripts(party: Party) -> None:
     if not 1 <= len(party.inputs) <= MAX_INPUTS:
         raise _bad_input(f"there are {len(party.inputs)} inputs, allowed are 1 to {MAX_INPUTS}")
     for each in party.inputs:
-        outpoint = f"input {each.txid[::-1].hex()}:{each.vout}"
         if len(each.txid) != 32 or not 0 <= each.vout < 2**32 or not 0 < each.value <= MAX_MONEY:
-            raise _bad_input(f"{outpoint} of {each.value} sat cannot exist")
+            raise _bad_input(f"input {each.outpoint} of {each.value} sat cannot exist")
         if not is_native(each.script):
-            raise _bad_input(f"{outpoint}: {BadScript(each.script)}")
-    if len({(each.txid, each.vout) for each in party.inputs}) != len(party.inputs):
+            raise _bad_input(f"input {each.outpoint}: {BadScript(each.script)}")
+    if len({each.outpoint for each in party.inputs}) != len(party.inputs):
         raise _bad_input("an input is named twice")
     for name, script in (("change_script", party.change_script), ("payout_script", party.payout_script)):
         if not is_native(script):
@@ -34,7 +33,7 @@ def check_party(plan: ContractPlan, theirs: Role) -> None:
     Comes after `check_scripts`. Raises `RemoteProtocolError` "bad_input", "bad_script" or "underfunded".
     """
     peer, own = plan.party(theirs), plan.party(theirs.other)
-    if {(each.txid, each.vout) for each in peer.inputs} & {(each.txid, each.vout) for each in own.inputs}:
+    if {each.outpoint for each in peer.inputs} & {each.outpoint for each in own.inputs}:
         raise _bad_input("an input is one of ours")
     transactions = ContractTransactions(plan)
     taken = {own.change_script, own.payout_script, *(each.script for each in own.inputs)}

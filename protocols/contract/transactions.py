@@ -11,7 +11,7 @@ from attrs import frozen
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxInWitness, CTxOut, CTxWitness
 from bitcoin.core.script import CScript, CScriptWitness
 
-from .funding import FundingInput, change_value, funding_needed, later_fees, spend_fee
+from .funding import FundingInput, OutPoint, change_value, funding_needed, later_fees, spend_fee
 from .keys import Points, contract_id
 from .numbers import DUST
 from .oracle import Announcement
@@ -228,6 +228,11 @@ def completed(tx: CTransaction, witnesses: Sequence[Sequence[bytes]]) -> bytes:
     stacks = [CTxInWitness(CScriptWitness([bytes(item) for item in witness])) for witness in witnesses]
     raw: bytes = CTransaction(tx.vin, tx.vout, tx.nLockTime, tx.nVersion, CTxWitness(stacks)).serialize()
     return raw
+
+
+def outpoints(tx: CTransaction) -> list[OutPoint]:
+    """What a transaction spends, in the order of its inputs."""
+    return [OutPoint(txin.prevout.hash, txin.prevout.n) for txin in tx.vin]
 
 
 def txid(tx: CTransaction) -> bytes:
