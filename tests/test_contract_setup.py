@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from node.network.conversation import Host, answering, inline, speak
 from node.network.endpoint import Handler
 from protocols import contract_setup
-from protocols.codec import Codec, Message, Rejected, wire_name
+from protocols.codec import Message, Rejected, wire_name
 from protocols.contract import adaptor
 from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, attempt_keys, negated
@@ -72,6 +72,7 @@ from protocols.errors import (
 )
 from protocols.testing import End, Pair
 from tests.endpoints import Joined, joined
+from tests.lies import Change, Lying, Plain, drop, edit, flip, flipped, put, same
 from tests.setups import (
     ANNOUNCEMENT_SECRET,
     ATTESTATION_SECRET,
@@ -462,56 +463,6 @@ def test_coins_are_looked_at_again_before_the_makers_signatures_leave() -> None:
 
 # --- everything the other side says is checked ------------------------------------------------------------------------
 
-Plain = dict[str, Any]
-Change = Callable[[Plain], None]
-
-
-class Lying(Codec):
-    """Changes the fields of one message on its way."""
-
-    def __init__(self, honest: Codec, kind: str, change: Change) -> None:
-        self.limit, self.kinds = honest.limit, honest.kinds
-        self.kind, self.change = kind, change
-        self.lied = False
-
-    def encode(self, message: Message) -> bytes:
-        data = super().encode(message)
-        plain = msgpack.unpackb(data)
-        if plain["type"] != self.kind:
-            return data
-        self.change(plain)
-        bent: bytes = msgpack.packb(plain)
-        assert bent != data, "this is no lie"
-        self.lied = True
-        return bent
-
-
-def put(**fields: Any) -> Change:
-    def change(plain: Plain) -> None:
-        assert fields.keys() <= plain.keys()
-        plain.update(fields)
-
-    return change
-
-
-def drop(name: str) -> Change:
-    return lambda plain: plain.__delitem__(name)
-
-
-def flip(name: str, at: int = 10) -> Change:
-    """One bit of a byte string, or of the first one in a list of them."""
-
-    def change(plain: Plain) -> None:
-        plain[name] = _flipped(plain[name], at)
-
-    return change
-
-
-def _flipped(value: Any, at: int) -> Any:
-    if isinstance(value, bytes):
-        return value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
-    return [_flipped(value[0], at), *value[1:]]
-
 
 def coin(**fields: Any) -> Change:
     """Of the first input."""
@@ -520,14 +471,6 @@ def coin(**fields: Any) -> Change:
         plain["inputs"][0].update(fields)
 
     return change
-
-
-def same(name: str, other: str, function: Callable[[bytes], bytes] = bytes) -> Change:
-    return lambda plain: plain.__setitem__(name, function(plain[other]))
-
-
-def edit(name: str, function: Callable[[Any], Any]) -> Change:
-    return lambda plain: plain.__setitem__(name, function(plain[name]))
 
 
 def events(now: int) -> tuple[str, ...]:
@@ -844,7 +787,7 @@ def bend(plain: Plain, draw: Callable[[Any], Any]) -> None:
             break
         at = value
     if isinstance(value, bytes) and value and draw(st.booleans()):
-        at[key] = _flipped(value, draw(st.integers(0, len(value) - 1)))
+        at[key] = flipped(value, draw(st.integers(0, len(value) - 1)))
     elif isinstance(value, list) and value and draw(st.booleans()):
         at[key] = draw(st.sampled_from([value[1:], value[:-1], value + value[:1], value[::-1]]))
     elif isinstance(value, int) and draw(st.booleans()):
