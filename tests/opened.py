@@ -1,5 +1,6 @@
 """Contracts with all their signatures exchanged, on a chain judged by Bitcoin Core's consensus code."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -7,18 +8,18 @@ from attrs import evolve, field, frozen, mutable
 from bitcoin.core import CBlock, CTransaction
 from bitcoin.core.script import SIGVERSION_WITNESS_V0, CScript, SignatureHash
 from bitcoin.core.serialize import Hash160
-from btclib_secp256k1 import dsa, musig
+from btclib_secp256k1 import dsa
 from btclib_secp256k1 import keys as curve
 
 from node.regtest.consensus import BlockRejected, Chain
 from protocols.contract import schnorr, signing
+from protocols.contract.closing import Close, CloseNonce, Spend
 from protocols.contract.funding import FundingInput
-from protocols.contract.keys import key_sort
 from protocols.contract.outcomes import Outcome, covering
-from protocols.contract.scripts import p2tr, tweak
+from protocols.contract.scripts import p2tr
 from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.terms import Role, Terms, Timelocks
-from protocols.contract.transactions import FINAL, ContractTransactions, completed, unsigned
+from protocols.contract.transactions import ContractTransactions
 
 from .contracts import WORKED
 from .deals import Deal, deal, digest, p2tr_of, x_only
@@ -138,23 +139,18 @@ class Open:
 
     def together(self, price: int) -> bytes:
         """The cooperative spend: the outputs of the attested price's CET, without its lock."""
-        spend = self.transactions.spend(FINAL, self.transactions.outputs(self.outcome(price).long))
-        leaf = self.transactions.commit_output.leaf
-        message = signature_hash(spend, 0, [self.transactions.commit_outputs[0]], leaf_hash=leaf.hash)
-        return completed(spend, [leaf.witness(*(schnorr.sign(self.deal.keys[role].fund, message) for role in Role))])
+        spend = Spend(self.deal.plan, self.outcome(price))
+        signatures = {role: spend.sign(self.deal.keys[role].fund) for role in Role}
+        return spend.complete(Role.MAKER, signatures[Role.MAKER], signatures[Role.TAKER])
 
-    def close(self) -> bytes:
-        """Both keys spend the lock together, half of the pool to each; the rest is the fee."""
-        plan, transactions = self.deal.plan, self.transactions
-        outputs = [TxOut(plan.terms.pool // 2, plan.party(role).payout_script) for role in Role]
-        close = unsigned(3, [(transactions.lock_txid, 0, FINAL)], outputs)
-        message = signature_hash(close, 0, [TxOut(transactions.lock_value, transactions.lock_script)])
-        keys = musig.KeyAggCache(key_sort(plan.party(role).points.fund for role in Role))
-        keys.pubkey_xonly_tweak_add(tweak(transactions.lock_output.internal_key, transactions.lock_output.leaf.hash))
-        nonces = {role: musig.nonce_gen(plan.party(role).points.fund, msg32=message) for role in Role}
-        session = musig.Session(musig.nonce_agg([each.pubnonce for each in nonces.values()]), message, keys)
-        partial = [nonces[role].partial_sign(self.deal.keys[role].fund, keys, session) for role in Role]
-        return completed(close, [[session.partial_sig_agg(partial)]])
+    def close(self, price: int = PRICE) -> bytes:
+        """Both keys spend the lock together, at an agreed price."""
+        close = Close(self.deal.plan, str(price))
+        funds = {role: self.deal.keys[role].fund for role in Role}
+        nonces = {role: CloseNonce(close, role, funds[role], os.urandom) for role in Role}
+        sessions = {role: nonces[role].meet(nonces[role.other].public) for role in Role}
+        partials = {role: sessions[role].sign(funds[role]) for role in Role}
+        return sessions[Role.MAKER].complete(partials[Role.MAKER], partials[Role.TAKER])
 
     def punish(self, cheat: Role, published: bytes, *, fee: int) -> bytes:
         """The whole of a revoked commit, as `cheat` published it, to the other side."""

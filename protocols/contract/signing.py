@@ -126,7 +126,7 @@ def complete_lock(plan: ContractPlan, witnesses: Mapping[int, Sequence[bytes]]) 
 def complete_commit(plan: ContractPlan, role: Role, keys: AttemptKeys, peer_signature: bytes) -> bytes:
     """The commit that `role` publishes, with which its publish secret becomes known to the peer."""
     transactions = transactions_of(plan)
-    return _by_both(
+    return by_both(
         plan,
         {role: schnorr.sign(keys.fund, transactions.commit_hash), role.other: _open(peer_signature, keys.publish)},
         tx=transactions.commit,
@@ -141,7 +141,7 @@ def complete_cet(
     """The CET of an outcome; `opening` is the weighted sum of the oracle's scalars for its digits."""
     transactions = transactions_of(plan)
     message = transactions.cet_hash(outcome)
-    return _by_both(
+    return by_both(
         plan,
         {role: schnorr.sign(fund_secret, message), role.other: _open(peer_signature, opening)},
         tx=transactions.cet(outcome),
@@ -153,7 +153,7 @@ def complete_cet(
 def complete_refund(plan: ContractPlan, role: Role, fund_secret: bytes, peer_signature: bytes) -> bytes:
     """The refund, from the peer's plain signature."""
     transactions = transactions_of(plan)
-    return _by_both(
+    return by_both(
         plan,
         {role: schnorr.sign(fund_secret, transactions.refund_hash), role.other: peer_signature},
         tx=transactions.refund,
@@ -205,7 +205,7 @@ def punish(
     return completed(tx, [witness])
 
 
-def _by_both(
+def by_both(
     plan: ContractPlan, signatures: Mapping[Role, bytes], *, tx: CTransaction, message: bytes, leaf: Leaf
 ) -> bytes:
     """`tx` with both sides' signatures of its one input, once they are checked; the maker's is the leaf's first."""
