@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 from node import files
 from node.chain.broadcast import Broadcaster
@@ -34,7 +34,6 @@ from node.position.keeper import AttestationKeeper, ChainKeeper
 from node.prices import Feed
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
-from node.wallet.holds import CoinHolds
 from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.workers import keep_warm
@@ -58,18 +57,16 @@ class Core:
 
     config: NodeConfig
     clock: Clock
-    seed: Seed = field(repr=False)
     identity: Identity
     supervisor: Supervisor
-    store: Service[EventStore]
     chain: Service[ElectrumClient]
-    wallet: Service[Wallet]
-    oracle: Service[OracleClient]
-    positions: Service[Positions]
-    endpoint: Service[Endpoint]
-    feed: Feed
-    setup: SetupNode
     broadcaster: Broadcaster
+    wallet: Service[Wallet]
+    positions: Service[Positions]
+    oracle: Service[OracleClient]
+    feed: Feed
+    endpoint: Service[Endpoint]
+    setup: SetupNode
 
 
 Routers = Callable[[Core], "Sequence[APIRouter]"]
@@ -78,14 +75,13 @@ Routers = Callable[[Core], "Sequence[APIRouter]"]
 def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers: Routers) -> Core:
     """The node, not yet running. Raises LocalError when the seed or the data directory cannot be used."""
     _claim(config)
-    if warning := NETWORKS[config.network].warning:
-        log.warning(warning, network=config.network)
+    network = NETWORKS[config.network]
+    if network.warning:
+        log.warning(network.warning, network=network.name)
     clock = config.make_clock()
     seed = _seed(config)
     identity = Identity(seed.node_identity())
     supervisor = Supervisor(clock=clock)
-    monitor, broadcaster, forwarder = Monitor(), Broadcaster(clock), Forwarder()
-    servers, holds = Servers(config.electrum), CoinHolds()
     core: Core
 
     async def run_web(*, task_status: trio.TaskStatus[None]) -> None:
@@ -95,25 +91,57 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
 
     supervisor.service("api", run_web)
     store = supervisor.service("store", partial(run_store, config.data / "events.sqlite", clock=clock))
-    chain = supervisor.service("chain", partial(run_electrum, servers, NETWORKS[config.network], clock=clock))
+    chain = supervisor.service("chain", partial(run_electrum, Servers(config.electrum), network, clock=clock))
+    monitor, broadcaster = Monitor(), Broadcaster(clock)
+    supervisor.service("chain-monitor", partial(chain.call, monitor.run), [chain])
+    supervisor.service("broadcaster", partial(chain.call, broadcaster.run), [chain])
+    wallet = _wallet(supervisor, config, clock, seed, chain)
+    positions = _positions(supervisor, store)
+    oracle_keys = OracleKeys(
+        scheme=config.oracle.scheme,
+        announcement_key=bytes.fromhex(config.oracle.announcement_key),
+        attestation_key=bytes.fromhex(config.oracle.attestation_key),
+    )
+    oracle = _oracle(supervisor, config, clock, oracle_keys, store)
+    core = Core(
+        config=config,
+        clock=clock,
+        identity=identity,
+        supervisor=supervisor,
+        chain=chain,
+        broadcaster=broadcaster,
+        wallet=wallet,
+        positions=positions,
+        oracle=oracle,
+        feed=_feed(supervisor, config, clock),
+        endpoint=_endpoint(supervisor, config, identity, role),
+        setup=SetupNode(
+            clock=clock,
+            oracle_keys=oracle_keys,
+            fee_rates=config.fee_rate,
+            positions=positions,
+            chain=chain,
+            wallet=wallet,
+            oracle=oracle,
+            seed=seed.secret,
+        ),
+    )
+    _keep_contracts(core, seed, monitor)
+    supervisor.service("workers", keep_warm)
+    return core
 
-    async def run_monitor(*, task_status: trio.TaskStatus[None]) -> None:
-        with chain.lent() as client:
-            await monitor.run(client, task_status=task_status)
 
-    async def run_broadcaster(*, task_status: trio.TaskStatus[None]) -> None:
-        with chain.lent() as client:
-            await broadcaster.run(client, task_status=task_status)
+# --- services, each with what runs it ---------------------------------------------------------------------------------
 
-    async def run_forwarder(*, task_status: trio.TaskStatus[int]) -> None:
-        with chain.lent() as client:
-            await forwarder.run(client, task_status=task_status)
 
-    supervisor.service("chain-monitor", run_monitor, [chain])
-    supervisor.service("broadcaster", run_broadcaster, [chain])
-    forward = supervisor.service("wallet-chain", run_forwarder, [chain])
+def _wallet(
+    supervisor: Supervisor, config: NodeConfig, clock: Clock, seed: Seed, chain: Service[ElectrumClient]
+) -> Service[Wallet]:
+    """The wallet, and before it the Electrum endpoint that BDK dials."""
+    forwarder = Forwarder()
+    forward = supervisor.service("wallet-chain", partial(chain.call, forwarder.run), [chain])
 
-    async def run_bdk(*, task_status: trio.TaskStatus[Wallet]) -> None:
+    async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
         from node.wallet.bdk import BdkWallet
 
         wallet_file = config.data / "wallet.sqlite"
@@ -127,110 +155,88 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
                     await opened.sync()
                     wallet.fresh()
 
-    wallet = supervisor.service("wallet", run_bdk, [chain, forward])
+    wallet = supervisor.service("wallet", run, [chain, forward])
+    return wallet
 
-    async def run_book(*, task_status: trio.TaskStatus[Positions]) -> None:
+
+def _positions(supervisor: Supervisor, store: Service[EventStore]) -> Service[Positions]:
+    async def run(*, task_status: trio.TaskStatus[Positions]) -> None:
         await run_positions(store, report=positions, task_status=task_status)
 
-    positions: Service[Positions] = supervisor.service("positions", run_book, [store])
+    positions = supervisor.service("positions", run, [store])
+    return positions
 
-    oracle_config = OracleConfig(
-        url=config.oracle.url,
-        announcement_key=bytes.fromhex(config.oracle.announcement_key),
-        attestation_key=bytes.fromhex(config.oracle.attestation_key),
-        scheme=config.oracle.scheme,
-    )
 
-    def report(reason: str | None) -> None:
-        if reason is None:
-            oracle.recovered()
-        else:
-            oracle.degraded(reason)
+def _oracle(
+    supervisor: Supervisor, config: NodeConfig, clock: Clock, keys: OracleKeys, store: Service[EventStore]
+) -> Service[OracleClient]:
+    asked = OracleConfig(config.oracle.url, keys.announcement_key, keys.attestation_key, keys.scheme)
 
-    oracle: Service[OracleClient] = supervisor.service(
-        "oracle",
-        partial(run_oracle, oracle_config, clock=clock, store=Announcements(store), report=report),
-        [store],
-    )
+    async def run(*, task_status: trio.TaskStatus[OracleClient]) -> None:
+        kept = Announcements(store)
+        await run_oracle(asked, clock=clock, store=kept, report=oracle, task_status=task_status)
 
-    feed = _feed(config, clock)
+    oracle = supervisor.service("oracle", run, [store])
+    return oracle
 
-    async def run_prices(*, task_status: trio.TaskStatus[None]) -> None:
+
+def _feed(supervisor: Supervisor, config: NodeConfig, clock: Clock) -> Feed:
+    """The quotes that the node goes by; there never is one when no exchange is configured."""
+    if config.prices is None:
+        return Feed(None, clock)
+    feed = Feed(config.prices.url, clock, stale_after=config.prices.stale_after)
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
         await feed.run(report=prices, task_status=task_status)
 
-    if feed.url is not None:
-        prices = supervisor.service("prices", run_prices)
+    prices = supervisor.service("prices", run)
+    return feed
 
-    async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
-        keeper = ChainKeeper(
-            positions, monitor, broadcaster, seed.secret, clock, report=contracts, after=config.abandon_after
-        )
-        await keeper.run(task_status=task_status)
 
-    contracts = supervisor.service("contracts", run_contracts, [positions])
-
-    async def run_locks(*, task_status: trio.TaskStatus[None]) -> None:
-        keeper = LockKeeper(positions, monitor, wallet, clock, setup.fee_rate, report=locks, after=config.abandon_after)
-        await keeper.run(task_status=task_status)
-
-    locks = supervisor.service("locks", run_locks, [positions])
-    supervisor.service("attestations", AttestationKeeper(positions, oracle).run, [positions, oracle])
-
-    bumper = Bumper(positions, chain, wallet, broadcaster, holds, config.fee_rate)
-
-    async def run_bumping(*, task_status: trio.TaskStatus[None]) -> None:
-        await bumper.run(report=bumping, task_status=task_status)
-
-    bumping = supervisor.service("bumping", run_bumping, [positions, chain, wallet])
-
-    async def run_endpoint(*, task_status: trio.TaskStatus[Endpoint]) -> None:
+def _endpoint(supervisor: Supervisor, config: NodeConfig, identity: Identity, role: PeerRole) -> Service[Endpoint]:
+    async def run(*, task_status: trio.TaskStatus[Endpoint]) -> None:
         endpoint = Endpoint(identity)
-        endpoint.handle(ping.PROTOCOL.path, answering(ping.PROTOCOL, lambda _: (ping.listener(), Host())))
 
         def who(_: object) -> tuple[Dialogue[object], Host]:
             own = identify.Identity("cfdnode", VERSION, endpoint.paths, config.network, role)
             return identify.listener(own), Host()
 
+        endpoint.handle(ping.PROTOCOL.path, answering(ping.PROTOCOL, lambda _: (ping.listener(), Host())))
         endpoint.handle(identify.PROTOCOL.path, answering(identify.PROTOCOL, who))
         await endpoint.run(task_status=task_status)
 
-    endpoint = supervisor.service("network", run_endpoint)
-    supervisor.service("workers", keep_warm)
-    setup = SetupNode(
-        clock=clock,
-        oracle_keys=OracleKeys(oracle_config.scheme, oracle_config.announcement_key, oracle_config.attestation_key),
-        fee_rates=config.fee_rate,
-        positions=positions,
-        chain=chain,
-        wallet=wallet,
-        oracle=oracle,
-        seed=seed.secret,
-        holds=holds,
-    )
-    core = Core(
-        config=config,
-        clock=clock,
-        seed=seed,
-        identity=identity,
-        supervisor=supervisor,
-        store=store,
-        chain=chain,
-        wallet=wallet,
-        oracle=oracle,
-        positions=positions,
-        endpoint=endpoint,
-        feed=feed,
-        setup=setup,
-        broadcaster=broadcaster,
-    )
-    return core
+    return supervisor.service("network", run)
 
 
-def _feed(config: NodeConfig, clock: Clock) -> Feed:
-    """The quotes that the node goes by; there never is one when no exchange is configured."""
-    if config.prices is None:
-        return Feed(None, clock)
-    return Feed(config.prices.url, clock, stale_after=config.prices.stale_after)
+def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
+    """What sees to it that a contract comes to its end, whatever the peer does."""
+    after = core.config.abandon_after
+
+    async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
+        keeper = ChainKeeper(
+            core.positions, monitor, core.broadcaster, seed.secret, core.clock, report=contracts, after=after
+        )
+        await keeper.run(task_status=task_status)
+
+    async def run_locks(*, task_status: trio.TaskStatus[None]) -> None:
+        keeper = LockKeeper(
+            core.positions, monitor, core.wallet, core.clock, core.setup.fee_rate, report=locks, after=after
+        )
+        await keeper.run(task_status=task_status)
+
+    bumper = Bumper(core.positions, core.chain, core.wallet, core.broadcaster, core.setup.holds, core.config.fee_rate)
+
+    async def run_bumping(*, task_status: trio.TaskStatus[None]) -> None:
+        await bumper.run(report=bumping, task_status=task_status)
+
+    attestations = AttestationKeeper(core.positions, core.oracle)
+    contracts = core.supervisor.service("contracts", run_contracts, [core.positions])
+    locks = core.supervisor.service("locks", run_locks, [core.positions])
+    core.supervisor.service("attestations", attestations.run, [core.positions, core.oracle])
+    bumping = core.supervisor.service("bumping", run_bumping, [core.positions, core.chain, core.wallet])
+
+
+# --- the data directory -----------------------------------------------------------------------------------------------
 
 
 def _claim(config: NodeConfig) -> None:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from node.clock import Clock
-from node.oracle.client import MAX_BODY, MemoryStore, OracleClient, OracleConfig, run_oracle
+from node.oracle.client import MAX_BODY, OracleClient, OracleConfig, run_oracle
 from node.oracle.server import AttestedPrices, Oracle, OracleKeys, oracle_app
 from node.web.server import serve
 from protocols.contract.oracle import DLC, OLIVIA, Announcement, Attestation, Scheme
@@ -29,6 +29,31 @@ def said(body: bytes) -> httpx2.Response:
     return httpx2.Response(200, stream=httpx2.ByteStream(body))
 
 
+class MemoryStore:
+    """Keeps announcements as `node.oracle.records` does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    async def get(self, event: str) -> bytes | None:
+        return self.kept.get(event)
+
+    async def put(self, event: str, raw: bytes) -> None:
+        self.kept.setdefault(event, raw)
+
+
+class Reports(list[str | None]):
+    """What was reported: a reason, or None when all was well again."""
+
+    def degraded(self, reason: str) -> None:
+        self.append(reason)
+
+    def recovered(self) -> None:
+        self.append(None)
+
+    def fresh(self) -> None: ...
+
+
 class Oracles:
     """An oracle without a network, so that time may jump: what it says is changed at will."""
 
@@ -38,14 +63,14 @@ class Oracles:
         self.price: int | None = None
         self.attested_at = FIRST_EVENT
         self.says: Callable[[bytes], Answer | Awaitable[Answer]] = said
-        self.reports: list[str | None] = []
+        self.reports = Reports()
         self.store = MemoryStore()
         self.clock = Clock(wall=lambda: FIRST_EVENT - 100 + trio.current_time())
         self.http = httpx2.AsyncClient(transport=httpx2.MockTransport(self._handle))
         self.client = self.another()
 
     def another(self) -> OracleClient:
-        return OracleClient(CONFIG, self.http, clock=self.clock, store=self.store, report=self.reports.append)
+        return OracleClient(CONFIG, self.http, clock=self.clock, store=self.store, report=self.reports)
 
     def body(self, time: int, price: int | None = None) -> bytes:
         nonces = [digest(self.nonce_salt, time, index) for index in range(20)]
@@ -289,12 +314,12 @@ async def test_against_the_regtest_oracle(tmp_path: Path, nursery: trio.Nursery,
     keys = OracleKeys.load(tmp_path / "oracle.key")
     prices = AttestedPrices(tmp_path / "prices")
     oracle = Oracle(keys, prices, clock, since=FIRST_EVENT - HOUR, market=lambda _: "49262.8")
-    reports: list[str | None] = []
+    reports = Reports()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         config = OracleConfig(url, *keys.public(scheme), scheme.name)
-        run = partial(run_oracle, config, clock=clock, store=MemoryStore(), report=reports.append)
+        run = partial(run_oracle, config, clock=clock, store=MemoryStore(), report=reports)
         client: OracleClient = await nursery.start(run)
         error = await failure(client.announcement(scheme.event_id(FIRST_EVENT)))
         assert error.code == "oracle_unreachable"

@@ -4,7 +4,7 @@ What an oracle once announced is kept for ever and never replaced: a second anno
 the first, is refused. What it attested is verified before anybody sees it, and the first verified one stands.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from typing import NoReturn, Protocol
 
@@ -13,6 +13,7 @@ import trio
 from attrs import frozen
 
 from node.clock import Clock
+from node.health import UNREPORTED, Report
 from protocols.contract.oracle import (
     Announcement,
     Attestation,
@@ -38,19 +39,6 @@ class AnnouncementStore(Protocol):
     async def put(self, event: str, raw: bytes) -> None: ...
 
 
-class MemoryStore:
-    """A store for tests."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-
-    async def get(self, event: str) -> bytes | None:
-        return self.kept.get(event)
-
-    async def put(self, event: str, raw: bytes) -> None:
-        self.kept.setdefault(event, raw)
-
-
 @frozen
 class OracleConfig:
     """Which oracle: `url` without the event's path, both keys x-only, `scheme` one of `oracle.SCHEMES`."""
@@ -59,10 +47,6 @@ class OracleConfig:
     announcement_key: bytes
     attestation_key: bytes
     scheme: str
-
-
-Report = Callable[[str | None], object]
-"""Told what is wrong with the oracle, or None when it answers as it should; only when that changes."""
 
 
 class OracleClient:
@@ -75,7 +59,7 @@ class OracleClient:
         *,
         clock: Clock,
         store: AnnouncementStore,
-        report: Report = lambda _: None,
+        report: Report = UNREPORTED,
     ) -> None:
         self._config = config
         self._scheme: Scheme = scheme_named(config.scheme)
@@ -213,9 +197,14 @@ class OracleClient:
         self._tell(None)
 
     def _tell(self, reason: str | None) -> None:
-        if reason != self._reported:
-            self._reported = reason
-            self._report(reason)
+        """What is wrong with the oracle, or None when it answers as it should; told only when that changes."""
+        if reason == self._reported:
+            return
+        self._reported = reason
+        if reason is None:
+            self._report.recovered()
+        else:
+            self._report.degraded(reason)
 
 
 async def run_oracle(
@@ -223,7 +212,7 @@ async def run_oracle(
     *,
     clock: Clock,
     store: AnnouncementStore,
-    report: Report = lambda _: None,
+    report: Report = UNREPORTED,
     task_status: trio.TaskStatus[OracleClient] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Start with the client of an oracle and look ahead for ever. An oracle that fails is reported and asked again;
