@@ -156,12 +156,12 @@ async def test_signatures_that_nobody_stored_are_named(open_book: Open) -> None:
 async def test_a_refused_command_writes_nothing(open_book: Open) -> None:
     async with open_book() as opened:
         await opened.execute(PLACE)
-        number = opened.now().number
+        number = opened.now().changed.value
         for _ in range(2):
             with pytest.raises(LocalError, match="exists already"):
                 await opened.execute(PLACE)
         assert len(await opened.recorded()) == 1
-        assert opened.now().number == number
+        assert opened.now().changed.value == number
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
@@ -230,14 +230,15 @@ async def test_nobody_sees_what_is_not_on_disk_yet() -> None:
     async with book(disk.run) as opened, trio.open_nursery() as nursery:
         positions = opened.now()
         await opened.execute(PLACE, order(order_id=bytes(16)).order_id)  # the store is warm
-        number = positions.number
+        changes = positions.changed.changes()
+        number = await anext(changes)
         disk.open = trio.Event()
         nursery.start_soon(opened.execute, PLACE)
         await trio.testing.wait_all_tasks_blocked()
         assert positions.get(ORDER_ID) is None
-        assert positions.number == number
+        assert positions.changed.value == number
         disk.open.set()
-        assert await positions.changed_since(number) == number + 1
+        assert await anext(changes) == number + 1
         assert positions.get(ORDER_ID) is not None
         assert len(await opened.recorded()) == 1
 
@@ -384,9 +385,9 @@ async def test_a_contract_whose_record_is_of_unknown_outcome_is_kept_when_the_st
 async def test_an_order_that_never_was_wakes_nobody() -> None:
     disk = Disk()
     async with book(disk.run) as opened:
-        number = opened.now().number
+        number = opened.now().changed.value
         await opened.execute(fail_setup("bad_quantity", "too many"))
-        assert opened.now().number == number
+        assert opened.now().changed.value == number
         assert opened.now().all() == ()
         assert disk.streams() == []
 
@@ -394,14 +395,14 @@ async def test_an_order_that_never_was_wakes_nobody() -> None:
 async def test_orders_that_came_to_nothing_leave_nothing_in_memory(autojump_clock: trio.testing.MockClock) -> None:
     """A maker closes the book on each order that it refused, by an id that the taker chose."""
     async with book(partial(run_memory_store, MemoryBackend())) as refusing:
-        before = refusing.now().number
+        before = refusing.now().changed.value
         async with trio.open_nursery() as nursery:
             for number in range(50):
                 for _ in range(2):  # two at once on one id
                     nursery.start_soon(refusing.execute, fail_setup("no", "not today"), number.to_bytes(16, "big"))
         positions = refusing.now()
         assert positions.all() == ()
-        assert positions.number == before
+        assert positions.changed.value == before
         assert len(positions._locks) == 0
         await refusing.execute(PLACE)
         assert list(positions._locks) == [ORDER_ID]

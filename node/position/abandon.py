@@ -131,9 +131,7 @@ class LockKeeper:
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                number = -1
-                while True:
-                    number = await positions.changed_since(number)
+                async for _ in positions.changed.changes():
                     for position in positions.all():
                         if position.id not in kept and position.state in OUT:
                             kept.add(position.id)

@@ -14,6 +14,7 @@ import structlog
 import trio
 from attrs import evolve as changed
 
+from node.chain.latest import Latest
 from node.eventstore.codec import BadEvent
 from node.eventstore.interface import Blob, Conflict, EventStore
 from node.health import UNREPORTED, Report
@@ -49,11 +50,10 @@ class Positions:
         """Positions of which the disk may know more."""
         self._points: set[bytes] = set()
         self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
-        self._changed = trio.Event()
         self.unreadable: dict[bytes, str] = {}
         """Positions whose record is damaged, with what is wrong: the disk must be mended."""
-        self.number = 0
-        """Rises with every change of any position."""
+        self.changed = Latest(0)
+        """Rises with every change of any position: what waits for one loops over its `changes`."""
 
     async def load(self) -> None:
         for stream in await self._store.call(EventStore.streams):
@@ -81,9 +81,7 @@ class Positions:
         for event in events:
             for party in _parties(event):
                 self._points |= {point for _, point in party.each()}
-        self.number += 1
-        self._changed.set()
-        self._changed = trio.Event()
+        self.changed.set(self.changed.value + 1)
 
     # What is asked of it
 
@@ -102,12 +100,6 @@ class Positions:
     def reserved(self) -> frozenset[OutPoint]:
         """Coins of ours that positions hold."""
         return frozenset(outpoint for position in self._positions.values() for outpoint in position.inputs_held)
-
-    async def changed_since(self, number: int) -> int:
-        """Waits until `number` differs from this, and returns it."""
-        while self.number == number:
-            await self._changed.wait()
-        return self.number
 
     async def signatures(self, order_id: bytes, index: int) -> Signatures:
         """The peer's refund and CET signatures of an attempt."""

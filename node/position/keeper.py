@@ -61,9 +61,7 @@ class ChainKeeper:
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                number = -1
-                while True:
-                    number = await positions.changed_since(number)
+                async for _ in positions.changed.changes():
                     for position in positions.all():
                         if position.id in kept or position.contract is None:
                             continue
@@ -78,12 +76,14 @@ class ChainKeeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, positions, kept)
             nursery.start_soon(self._let_go, positions, kept)
-            number, version = -1, -1
-            while version < 0 or not _get(positions, kept).ended:
-                number = await positions.changed_since(number)
-                if version != _get(positions, kept).version:
-                    version = _get(positions, kept).version
+            version = -1
+            async for _ in positions.changed.changes():
+                position = _get(positions, kept)
+                if position.version != version:
+                    version = position.version
                     await self._broadcast(positions, kept)
+                if position.ended:  # as it was broadcast: what it became meanwhile is another change
+                    break
             nursery.cancel_scope.cancel()
 
     async def _watch(self, positions: Positions, kept: _Kept) -> None:
@@ -168,9 +168,7 @@ class AttestationKeeper:
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                number = -1
-                while True:
-                    number = await positions.changed_since(number)
+                async for _ in positions.changed.changes():
                     for position in filter(_settles_by_oracle, positions.all()):
                         assert position.contract is not None
                         contract = position.id, position.contract.index
