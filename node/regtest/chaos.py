@@ -26,7 +26,7 @@ from attrs import Factory, define, field, frozen
 from bitcoin.core import CTxOut
 
 from node.position.state import ENDED, State
-from node.regtest.processes import Failed, Node, Processes, due_payouts, healthy
+from node.regtest.processes import Failed, Node, Processes, due_payouts, end_in_order, healthy
 from protocols.contract.scripts import ANCHOR_SCRIPT
 
 HOUR = 2.0
@@ -431,6 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.kills < 1:
         parser.error(f"--kills is {options.kills}, allowed is 1 or more")
+    end_in_order()
     try:
         return _report(plans_for(options.kills, options.seed))
     except* KeyboardInterrupt:  # out of nurseries

@@ -21,7 +21,7 @@ import httpx2
 import trio
 from attrs import Factory, asdict, define, frozen
 
-from node.regtest.processes import Failed, Node, Processes, healthy
+from node.regtest.processes import Failed, Node, Processes, end_in_order, healthy
 from node.regtest.scenes import Trade, is_up
 
 STALE_AFTER = 3
@@ -29,6 +29,7 @@ STALE_AFTER = 3
 PATIENCE = 60.0
 """Seconds that anything but waiting for expiry may take."""
 WIDTH = 96
+INTERRUPTED = 130
 
 
 @frozen
@@ -156,16 +157,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = (options.data or Path(tempfile.mkdtemp(prefix="cfdnode-demo-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     keep = options.data is not None
+    end_in_order()
+    status = INTERRUPTED
     try:
-        passed = trio.run(_run, folder, options)
-        keep = keep or not passed
-    except KeyboardInterrupt:
+        status = 0 if trio.run(_run, folder, options) else 1
+        keep = keep or status != 0
+    except* KeyboardInterrupt:  # out of nurseries
         print("\nended by you")
-        return 130
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-    return 0 if passed else 1
+    return status
 
 
 async def _run(folder: Path, options: argparse.Namespace) -> bool:

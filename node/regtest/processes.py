@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -27,6 +29,16 @@ ENDS_WITHIN = 10.0
 
 class Failed(Exception):
     """Something did not come true; the text says what."""
+
+
+def end_in_order() -> None:
+    """From now on SIGTERM and SIGHUP end this program as an interrupt at the terminal does: its children first."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 @define(eq=False)
