@@ -7,6 +7,7 @@ is replaced when it dies.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TypeVar
 
 import anyio.to_process
@@ -38,12 +39,17 @@ async def in_worker_process(function: Callable[..., R], args: tuple[object, ...]
 
 async def keep_warm(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """The service: starts a worker ahead of the first contract, and shows when none can be had."""
-    await in_worker_process(_import_signing, ())
+    await _warm()
     task_status.started()
     while True:
         await trio.sleep(KEEP_WARM_EVERY)
+        await _warm()
+
+
+async def _warm() -> None:
+    with trio.CancelScope(shield=True):  # anyio forgets a process whose start is cancelled, and leaves it running
         await in_worker_process(_import_signing, ())
 
 
 def _import_signing() -> None:
-    import protocols.contract_setup  # noqa: F401  what a worker is there for
+    import_module("protocols.contract_setup")  # what a worker is there for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import operator
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,7 @@ from node.network.conversation import FAREWELL_WITHIN, Host, answering, converse
 from node.network.endpoint import Handler
 from node.network.errors import Busy, Forbidden, HandlerFailed, StreamReset, UnknownProtocol
 from node.network.substream import INTERNAL_ERROR, Substream
-from node.workers import in_worker_process
+from node.workers import in_worker_process, keep_warm
 from protocols.codec import Codec, Message, Protocol
 from protocols.contract.keys import check_revocation
 from protocols.dialogue import Ask, Compute, Dialogue, Fact, Persist, Send, receive
@@ -605,3 +606,9 @@ async def test_a_worker_that_dies_is_the_worlds_fault_and_is_replaced() -> None:
     with pytest.raises(WorldError, match="worker processes die"):
         await in_worker_process(os._exit, (3,))
     assert await in_worker_process(operator.add, (1, 2)) == 3
+
+
+async def test_a_node_that_ends_while_its_first_worker_starts_leaves_no_process() -> None:
+    with trio.move_on_after(0.05):
+        await keep_warm()
+    gc.collect()  # a process that nobody ended says so here, and warnings are errors
