@@ -24,9 +24,9 @@ R = TypeVar("R")
 
 
 class MemoryBackend(Backend):
-    def __init__(self, clock: Clock = Clock()) -> None:  # noqa: B008 - frozen
+    def __init__(self, clock: Clock | None = None) -> None:
         self.last_id = 0
-        self._clock = clock
+        self._clock = clock or Clock()
         self._events: list[Recorded] = []
         self._streams: dict[str, list[Recorded]] = {}
         self._blobs: dict[tuple[str, str], bytes] = {}

@@ -268,7 +268,7 @@ class SqliteBackend(Backend):
 async def run_store(
     path: Path,
     *,
-    clock: Clock = Clock(),  # noqa: B008 - frozen
+    clock: Clock | None = None,
     run_blocking: RunBlocking = trio.to_thread.run_sync,
     task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -283,5 +283,5 @@ async def run_store(
             held.enter_context(lock_directory(path.parent))
         except OSError as error:
             raise WorldError("disk_error", f"{path.parent}: {error.strerror}") from error
-        backend = await run_blocking(partial(SqliteBackend, path, clock.now))
+        backend = await run_blocking(partial(SqliteBackend, path, (clock or Clock()).now))
         await serve(backend, run_blocking, task_status=task_status)
