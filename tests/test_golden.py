@@ -22,6 +22,9 @@ from protocols.contract_setup import Accepted, Input, MakerContract, MakerLock, 
 from protocols.identify import Identity, PeerRole
 from protocols.offers import Offers
 from protocols.ping import Ping, Pong
+from protocols.settlement import AcceptClose, AcceptSpend, MakerPartial, ProposeClose, ProposeSpend, TakerPartial
+from protocols.testing import Pair
+from tests.settlements import Two
 from tests.setups import OFFER, setup_pair
 
 GOLDEN = Path(__file__).parent / "golden" / "messages"
@@ -73,6 +76,12 @@ EXAMPLES: list[Message] = [
     MakerContract(some(64, 6), (some(130, 7), b"", some(65, 8)), some(65, 9)),
     TakerLock(some(65, 9), ((some(64, 10),), (some(71, 11), b"\x02" + some(32, 12)))),
     MakerLock(((some(64, 10),), (some(71, 11), b"\x02" + some(32, 12)))),
+    ProposeClose(some(16), "60000.5", b"\x02" + some(32, 1) + b"\x03" + some(32, 2)),
+    AcceptClose(b"\x03" + some(32, 3) + b"\x02" + some(32, 4), some(32, 5)),
+    TakerPartial(some(32, 6)),
+    MakerPartial(some(32, 7)),
+    ProposeSpend(some(16), some(32, 8), "/x/BitMEX/BXBT/2026-11-01T22:00:00.price?n=20", some(64, 9)),
+    AcceptSpend(some(64, 10)),
 ]
 REJECTED = Rejected("bad_quantity", "quantity is 150, allowed is a multiple of 100 from 100 to 10000 — or more")
 
@@ -119,12 +128,23 @@ def test_every_message_of_every_protocol_has_a_file() -> None:
     assert {file.name.removesuffix(".hex") for file in GOLDEN.glob("*.hex")} == set(CASES)
 
 
+def lines_of(pair: Pair) -> str:
+    """A digest of every message that both sides send, the opener's first."""
+    opener, answerer = pair.run()
+    assert opener.error is answerer.error is None
+    return "\n".join(
+        f"{wire_name(type(message))} {hashlib.sha256(pair.codec.encode(message)).hexdigest()}"
+        for message in (*opener.sent, *answerer.sent)
+    )
+
+
 def test_a_whole_setup_is_the_same_to_the_byte() -> None:
     """Keys, transactions, CETs, signature hashes, signatures: one bit elsewhere, and two nodes cannot trade."""
-    pair = setup_pair()
-    taker, maker = pair.run()
-    lines = [
-        f"{wire_name(type(message))} {hashlib.sha256(pair.codec.encode(message)).hexdigest()}"
-        for message in (*taker.sent, *maker.sent)
-    ]
-    assert "\n".join(lines) == golden("contract_setup.1", "sha256", "\n".join(lines))
+    lines = lines_of(setup_pair())
+    assert lines == golden("contract_setup.1", "sha256", lines)
+
+
+def test_a_whole_settlement_is_the_same_to_the_byte() -> None:
+    """A close and a cooperative spend: transactions, nonces for a given chance, signatures."""
+    lines = lines_of(Two().close()) + "\n" + lines_of(Two().spend())
+    assert lines == golden("settlement.1", "sha256", lines)

@@ -63,8 +63,8 @@ class Close:
 def close_outputs(plan: ContractPlan, price: str) -> tuple[TxOut, TxOut]:
     """The maker's output, then the taker's: the payout at `price`, and half of what is left of the later fees.
 
-    An odd satoshi is the maker's. No output is ever dust, and none is left out: 216·r + 240 satoshis are left at fee
-    rate r ≥ 2. Raises `BadNumber`.
+    An odd satoshi would be the maker's, but 216·r + 240 are left at fee rate r ≥ 2; so no output is dust either, and
+    none is left out. Raises `BadNumber`.
     """
     terms, scripts = plan.terms, [plan.party(role).payout_script for role in Role]
     fee = terms.fee_rate * (CLOSE_BASE_VSIZE + sum(map(output_vsize, scripts)))
@@ -161,8 +161,8 @@ class CloseSession:
 def _draw(close: Close, role: Role, fund_secret: bytes, entropy: Entropy) -> musig.SecretNonce:
     """A nonce as BIP327's NonceGen makes it; the library's own wrapper would draw the randomness for itself.
 
-    Secret key, message and the lock's output key are mixed in, so that a poor source of randomness alone does not
-    make two closes share a nonce.
+    The secret key is mixed in, and the message, which commits to the lock's output: a poor source of randomness alone
+    does not make two closes share a nonce.
     """
     fund = close.plan.party(role).points.fund
     if keys.pubkey_from_prvkey(fund_secret) != fund:
@@ -174,7 +174,7 @@ def _draw(close: Close, role: Role, fund_secret: bytes, entropy: Entropy) -> mus
     point = keys.parse(fund)
     randomness = ffi.new("unsigned char[32]", drawn)  # the library wipes this copy
     if not lib.secp256k1_musig_nonce_gen(
-        ctx, secret, public, randomness, fund_secret, point, close.message, ffi.NULL, close.output_key
+        ctx, secret, public, randomness, fund_secret, point, close.message, ffi.NULL, ffi.NULL
     ):
         raise ValueError("the source of randomness gave zeros")
     return musig.SecretNonce(secret, public, point)
