@@ -220,11 +220,15 @@ def test_both_sides_signatures_are_needed(both: Both) -> None:
 
 def test_the_lock_is_closed_together(both: Both) -> None:
     opened = both.open()
-    assert both.send(opened.commit(Role.TAKER)) is None
-    # a commit that is out does not stand in a close's way, if that pays more
-    assert both.send(opened.close()) is None
-    assert both.pool() == {txid(CTransaction.deserialize(opened.close()))}
+    close = opened.close()
+    assert both.send(close) is None
+    assert both.pool() == {txid(CTransaction.deserialize(close))}
     assert both.send(opened.commit(Role.TAKER)) == "insufficient fee"
+    both.mine_pool()
+    # at one rate the close is the smaller: a commit that is out, whoever published it, stands in its way
+    opened = both.open()
+    assert both.send(opened.commit(Role.TAKER)) is None
+    assert both.send(opened.close()) == "insufficient fee"
 
 
 def test_an_abandoned_lock_is_replaced(both: Both) -> None:
