@@ -296,7 +296,7 @@ class Story:
 
     async def _paid(self, views: Sequence[dict[str, Any]]) -> None:
         # a node that was away at the time may know the CET alone; who published it knows the price
-        attested = [view for view in views if view["settlement"]]
+        attested = [view for view in views if view["settlement"] and view["settlement"]["price"] is not None]
         if not attested:
             raise Failed(f"position {views[0]['order_id']} was settled, and nobody knows at what price")
         due = due_payouts(attested[0])

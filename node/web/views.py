@@ -138,17 +138,24 @@ def _terms_view(terms: Terms) -> dict[str, Any]:
 
 
 def _settlement_view(position: Position) -> dict[str, Any] | None:
-    """What the contract says for the attested price, before any of it is on the chain."""
-    attested = position.attested
-    if attested is None:
+    """What the contract says for the attested price, before any of it is on the chain.
+
+    Without a price, when the peer's CET told of the outcome before the oracle did.
+    """
+    attested, transactions = position.attested, position.transactions()
+    if attested is not None:
+        outcome = covering(transactions.outcomes, attested.event, attested.price)
+    elif position.cet is not None:
+        cet = position.cet.txid
+        outcome = next((each for each in transactions.outcomes if transactions.cet(each).GetTxid() == cet), None)
+    else:
         return None
-    transactions = position.transactions(attested.index)
-    outcome = covering(transactions.outcomes, attested.event, attested.price)
-    assert outcome is not None
+    if outcome is None:
+        return None
     payouts = Payout(transactions.plan.terms).split(outcome.long)
     return {
-        "event": transactions.plan.announcements[attested.event].id,
-        "price": attested.price,
+        "event": transactions.plan.announcements[outcome.event].id,
+        "price": attested.price if attested is not None else None,
         "prices": [outcome.low, outcome.high],
         "maker_payout": payouts[Role.MAKER],
         "taker_payout": payouts[Role.TAKER],
