@@ -22,8 +22,10 @@ from protocols.contract_setup import Accepted, Input, MakerContract, MakerLock, 
 from protocols.identify import Identity, PeerRole
 from protocols.offers import Offers
 from protocols.ping import Ping, Pong
+from protocols.rollover import MakerCommit, ProposeRollover, Revocation, RolloverTerms, TakerSignatures
 from protocols.settlement import AcceptClose, AcceptSpend, MakerPartial, ProposeClose, ProposeSpend, TakerPartial
 from protocols.testing import Pair
+from tests.rollovers import Nodes
 from tests.settlements import Two
 from tests.setups import OFFER, setup_pair
 
@@ -76,6 +78,22 @@ EXAMPLES: list[Message] = [
     MakerContract(some(64, 6), (some(130, 7), b"", some(65, 8)), some(65, 9)),
     TakerLock(some(65, 9), ((some(64, 10),), (some(71, 11), b"\x02" + some(32, 12)))),
     MakerLock(((some(64, 10),), (some(71, 11), b"\x02" + some(32, 12)))),
+    ProposeRollover(some(16), 0, b"\x02" + some(32, 1), b"\x03" + some(32, 2)),
+    RolloverTerms(
+        event_ids=("/x/BitMEX/BXBT/2026-11-02T22:00:00.price?n=20", "/x/BitMEX/BXBT/2026-11-02T23:00:00.price?n=20"),
+        announcements_hash=some(32),
+        funding_rate="-0.00012345",
+        price="54321.5",
+        funding_to_maker=-109,
+        maker_account=6_873,
+        publish=b"\x03" + some(32, 2),
+        revoke=b"\x02" + some(32, 3),
+        refund_signature=some(64, 6),
+        cet_signatures=(some(130, 7), b"", some(65, 8)),
+    ),
+    TakerSignatures(some(64, 6), (some(130, 7), b"", some(65, 8)), some(65, 9)),
+    MakerCommit(some(65, 9)),
+    Revocation(some(32, 10)),
     ProposeClose(some(16), "60000.5", b"\x02" + some(32, 1) + b"\x03" + some(32, 2)),
     AcceptClose(b"\x03" + some(32, 3) + b"\x02" + some(32, 4), some(32, 5)),
     TakerPartial(some(32, 6)),
@@ -148,3 +166,12 @@ def test_a_whole_settlement_is_the_same_to_the_byte() -> None:
     """A close and a cooperative spend: transactions, nonces for a given chance, signatures."""
     lines = lines_of(Two().close()) + "\n" + lines_of(Two().spend())
     assert lines == golden("settlement.1", "sha256", lines)
+
+
+def test_a_whole_rollover_is_the_same_to_the_byte() -> None:
+    pair = Nodes().roll()
+    lines = [
+        f"{wire_name(type(message))} {hashlib.sha256(pair.codec.encode(message)).hexdigest()}"
+        for message in (*pair.a.sent, *pair.b.sent)
+    ]
+    assert "\n".join(lines) == golden("rollover.1", "sha256", "\n".join(lines))
