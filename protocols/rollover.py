@@ -231,8 +231,9 @@ class Standing:
         return frozenset(each for each, wanted in ((index, old), (index + 1, following)) if wanted)
 
 
-Begin: TypeAlias = Callable[[Standing, bytes | None], Attempt]
-"""Our keys of the contract that follows, from the salt on record; None: from a new one. `fund` stays the setup's."""
+Begin: TypeAlias = Callable[[Standing], Attempt]
+"""Our keys of the contract that follows, from a new salt; `fund` stays the setup's. A resumed attempt signs with that
+alone, so it needs no salt."""
 
 # --- questions to the node --------------------------------------------------------------------------------------------
 
@@ -283,14 +284,13 @@ async def taker(standing: Standing, begin: Begin, max_rate: str) -> ContractPlan
     """
     old, progress, held = standing.plan, standing.progress, standing.progress.held
     if held is None:
-        held, attempt = await _agree(standing, begin, max_rate)
+        held = await _agree(standing, begin, max_rate)
     else:
         own = held.next.plan.taker.points
-        attempt = begin(standing, progress.attempt(own).salt)
         await Send(ProposeRollover(old.order_id, old.index, own.publish, own.revoke))
         again = await receive(RolloverTerms, within=DECISION_WITHIN + MESSAGE_WITHIN)
         _compare(again, _terms_message(old, held.next, held.signatures))
-    signatures = await Compute(sign_contract, (held.next.plan, Role.TAKER, attempt.keys.fund))
+    signatures = await Compute(sign_contract, (held.next.plan, Role.TAKER, standing.keys.fund))
     await Send(TakerSignatures(signatures.refund, signatures.cets, held.commit_signature))
 
     answer = await receive(MakerCommit, within=MESSAGE_WITHIN)
@@ -322,11 +322,11 @@ async def maker(begin: Begin) -> ContractPlan:
         raise Declined("unfinished_rollover", "another attempt is signed: finish it with the points that it began with")
     begun = progress.offered(theirs) if held is None else progress.attempt(held.next.plan.maker.points)
     if begun is None:
-        following, attempt = await _offer(standing, begin, theirs)
+        following = await _offer(standing, begin, theirs)
     else:
         assert begun.next is not None
-        following, attempt = begun.next, begin(standing, begun.salt)
-    signatures = await Compute(sign_contract, (following.plan, Role.MAKER, attempt.keys.fund))
+        following = begun.next
+    signatures = await Compute(sign_contract, (following.plan, Role.MAKER, standing.keys.fund))
     await Send(_terms_message(old, following, signatures))
 
     answer = await receive(TakerSignatures, within=MESSAGE_WITHIN)
@@ -334,7 +334,7 @@ async def maker(begin: Begin) -> ContractPlan:
         received = Signatures(answer.refund_signature, answer.cet_signatures)
         await Compute(verify_contract, (following.plan, Role.TAKER, received))
         await Compute(verify_commit, (following.plan, Role.TAKER, answer.commit_signature))
-        held = await _hold(following, Role.MAKER, received, attempt)
+        held = await _hold(following, Role.MAKER, received, standing.keys)
         await Persist(Together((held, RolloverComplete(old.order_id, held.index, answer.commit_signature))))
     else:
         _compare(
@@ -354,13 +354,13 @@ async def maker(begin: Begin) -> ContractPlan:
 # --- what is agreed on ------------------------------------------------------------------------------------------------
 
 
-async def _agree(standing: Standing, begin: Begin, max_rate: str) -> tuple[RolloverHeld, Attempt]:
+async def _agree(standing: Standing, begin: Begin, max_rate: str) -> RolloverHeld:
     """The taker's part of a new attempt, up to R1."""
     old = standing.plan
     asked_at = await Now()
     _check_predecessor(standing, LocalError)
     check_start(old.announcements[-1].time, asked_at, LocalError)
-    attempt = begin(standing, None)
+    attempt = begin(standing)
     own = attempt.keys.points
     await Persist(RolloverBegun(old.order_id, old.index + 1, attempt.salt, own, None))
     await Send(ProposeRollover(old.order_id, old.index, own.publish, own.revoke))
@@ -379,17 +379,17 @@ async def _agree(standing: Standing, begin: Begin, max_rate: str) -> tuple[Rollo
     plan = _following(old, terms, announcements, maker=theirs, taker=own)
     signatures = Signatures(said.refund_signature, said.cet_signatures)
     await Compute(verify_contract, (plan, Role.MAKER, signatures))
-    held = await _hold(NextContract(plan, said.funding_rate), Role.TAKER, signatures, attempt)
+    held = await _hold(NextContract(plan, said.funding_rate), Role.TAKER, signatures, standing.keys)
     await Persist(held)
-    return held, attempt
+    return held
 
 
-async def _offer(standing: Standing, begin: Begin, theirs: Points) -> tuple[NextContract, Attempt]:
+async def _offer(standing: Standing, begin: Begin, theirs: Points) -> NextContract:
     """The maker's part of a new attempt, up to its terms being on disk."""
     old = standing.plan
     _check_predecessor(standing, Declined)
     check_start(old.announcements[-1].time, await Now(), Declined)
-    attempt = begin(standing, None)
+    attempt = begin(standing)
     own = attempt.keys.points
     await _check_points(old, own, theirs)
     conditions = await DecideRollover(old)
@@ -403,7 +403,7 @@ async def _offer(standing: Standing, begin: Begin, theirs: Points) -> tuple[Next
     plan = _following(old, terms, announcements, maker=own, taker=theirs)
     following = NextContract(plan, conditions.funding_rate)
     await Persist(RolloverBegun(old.order_id, plan.index, attempt.salt, own, following))
-    return following, attempt
+    return following
 
 
 def _following(
@@ -420,10 +420,10 @@ def _following(
     )
 
 
-async def _hold(following: NextContract, role: Role, theirs: Signatures, attempt: Attempt) -> RolloverHeld:
+async def _hold(following: NextContract, role: Role, theirs: Signatures, keys: AttemptKeys) -> RolloverHeld:
     """R1, with our own commit signature in it; it is made here, and leaves only when this is on disk."""
     plan = following.plan
-    commit_signature = await Compute(sign_commit, (plan, role, attempt.keys.fund))
+    commit_signature = await Compute(sign_commit, (plan, role, keys.fund))
     commit_txid = ContractTransactions(plan).commit_txid
     return RolloverHeld(plan.order_id, plan.index, following, theirs, commit_signature, commit_txid)
 

@@ -122,7 +122,7 @@ class Node:
         if index == 0:
             return TRADERS[self.role].attempt(ORDER_ID).keys
         begun = self.about(index - 1).attempt(self.plan(index).party(self.role).points)
-        return self.begin(self.standing(index - 1), begun.salt).keys
+        return self.attempt(index, begun.salt).keys
 
     def signatures(self, index: int) -> Signatures:
         """The peer's refund and CET signatures."""
@@ -176,11 +176,13 @@ class Node:
         seen = {point[1:] for point in self.points}
         return frozenset(point for _, point in ask.points.each() if point[1:] in seen)
 
-    def begin(self, standing: Standing, salt: bytes | None) -> Attempt:
-        trader, index = TRADERS[self.role], standing.plan.index + 1
-        if salt is None:
-            self._drawn += 1
-            salt = secret(trader.name, "salt", index, self._drawn)
+    def begin(self, standing: Standing) -> Attempt:
+        self._drawn += 1
+        index = standing.plan.index + 1
+        return self.attempt(index, secret(TRADERS[self.role].name, "salt", index, self._drawn))
+
+    def attempt(self, index: int, salt: bytes) -> Attempt:
+        trader = TRADERS[self.role]
         setup_salt = trader.attempt(ORDER_ID).salt
         return Attempt(
             salt, attempt_keys(trader.seed, setup_salt=setup_salt, salt=salt, order_id=ORDER_ID, index=index)

@@ -513,7 +513,7 @@ def test_the_maker_signs_the_first_attempt_only() -> None:
         pair = nodes.pair()
         pair.run()
         assert isinstance(pair.b.error, Declined)
-        assert pair.b.error.code == "unfinished_rollover" or nodes.maker.index == NEXT
+        assert pair.b.error.code == "unfinished_rollover"
         assert pair.b.sent == []
 
 
@@ -639,14 +639,16 @@ def test_no_contract_begins_that_the_present_price_would_end(price: str, edge: S
     assert refused(nodes)[0] == "liquidated"
 
 
-def test_the_taker_looks_at_its_own_feed_too() -> None:
-    """The maker's price lies above the edge, and within 2 % of a feed that lies below."""
+@pytest.mark.parametrize(("above", "feed"), [(300, -300), (-100, 300)], ids=["feed", "maker"])
+def test_the_taker_looks_at_both_prices(above: int, feed: int) -> None:
+    """The maker's and its own feed's lie within 2 % of each other, on the two sides of the edge."""
     edge = liquidation_price(OLD.terms, Side.LONG)
     assert edge is not None
     nodes = Nodes()
-    nodes.maker.answers[DecideRollover] = lambda _: evolve(CONDITIONS, price=str(edge + 300))
-    nodes.taker.answers[FeedPrice] = lambda _: Fraction(edge - 300)
+    nodes.maker.answers[DecideRollover] = lambda _: evolve(CONDITIONS, price=str(edge + 400))
+    nodes.taker.answers[FeedPrice] = lambda _: Fraction(edge + feed)
     pair = nodes.pair()
+    pair.codec = LyingOnce(pair.codec, "rollover_terms", put(price=str(edge + above)))
     pair.run()
     assert isinstance(pair.a.error, Declined)
     assert pair.a.error.code == "liquidated"
@@ -1023,8 +1025,8 @@ def test_no_secret_shows() -> None:
 def test_salts_make_keys_and_nothing_else_does() -> None:
     """Two attempts at one index share no point but the fund's."""
     node = Node(Role.TAKER)
-    first, second = (node.begin(node.standing(N), None).keys.points for _ in range(2))
+    first, second = (node.begin(node.standing(N)).keys.points for _ in range(2))
     assert first.fund == second.fund == OLD.taker.points.fund
     assert not {first.publish, first.revoke} & {second.publish, second.revoke}
-    again = node.begin(node.standing(N), secret("taker", "salt", NEXT, 1)).keys.points
+    again = node.attempt(NEXT, secret("taker", "salt", NEXT, 1)).keys.points
     assert again == first
