@@ -26,7 +26,7 @@ from protocols.codec import Codec, Message, Protocol, Rejected, exactly
 from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, Points, check_points
 from protocols.contract.numbers import MAX_MONEY, BadNumber
-from protocols.contract.oracle import Announcement, announcements_hash, scheme_named
+from protocols.contract.oracle import Announcement, announcements_hash, check_nonces, scheme_named
 from protocols.contract.parties import check_party, check_scripts
 from protocols.contract.schedule import check_events, contract_events
 from protocols.contract.signing import (
@@ -281,6 +281,7 @@ async def taker(order: Order, attempt: Attempt) -> ContractPlan:
     await CheckFeeRate(accepted.fee_rate)
     check_events(accepted.event_ids, scheme_named(offer.oracle.scheme), asked_at=asked_at, now=await Now())
     announcements = await FetchAnnouncements(offer.oracle, accepted.event_ids)
+    check_nonces(announcements)
     if accepted.announcements_hash != announcements_hash(announcements):
         raise RemoteProtocolError("other_announcements", "announcements_hash differs from that of our oracle's events")
     maker_points = Points(accepted.fund, accepted.publish, accepted.revoke)
@@ -345,6 +346,7 @@ async def maker(begin: Callable[[bytes], Attempt]) -> ContractPlan:
     attempt = begin(placed.order_id)
     event_ids = contract_events(await Now(), scheme_named(offer.oracle.scheme))
     announcements = await FetchAnnouncements(offer.oracle, event_ids)
+    check_nonces(announcements)
     funding = await Fund(order.order_id, Role.MAKER, terms, None)
     own = _party(attempt, funding)
     await Persist(AttemptBegun(order, Role.MAKER, terms, announcements, attempt.salt, own, None))

@@ -23,7 +23,7 @@ from protocols.contract import adaptor
 from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import AttemptKeys, attempt_keys, negated
 from protocols.contract.numbers import MAX_MONEY
-from protocols.contract.oracle import DLC, OLIVIA, opening_scalar, parse_attestation, scheme_named
+from protocols.contract.oracle import DLC, OLIVIA, Announcement, opening_scalar, parse_attestation, scheme_named
 from protocols.contract.outcomes import covering
 from protocols.contract.schedule import contract_events
 from protocols.contract.signing import (
@@ -886,3 +886,21 @@ async def test_a_connection_that_breaks_at_any_time_leaves_what_is_needed(
         assert_can_claim(maker)
         assert maker.complete is None or taker.complete is not None
     assert ends == {"peer_gone", "complete"}
+
+
+@pytest.mark.parametrize("side", ["taker_answers", "maker_answers"])
+def test_an_oracle_that_uses_a_nonce_twice_settles_nothing(side: str) -> None:
+    """In the dlc scheme a digit of one event would open what was encrypted to the other's."""
+
+    def twice(ask: FetchAnnouncements) -> tuple[Announcement, ...]:
+        first, *rest = (announcement(each) for each in ask.event_ids)
+        return (first, *(evolve(each, nonces=first.nonces) for each in rest))
+
+    answers: dict[str, Any] = {side: {FetchAnnouncements: twice}}
+    taking, making = setup_pair(None, **answers).run()
+    refused = taking if side == "taker_answers" else making
+    assert isinstance(refused.error, WorldError)
+    assert refused.error.code == "bad_announcement"
+    for end in (taking, making):
+        assert not any(isinstance(fact, AttemptBegun) for fact in (end.facts if end is refused else []))
+        assert not any(isinstance(fact, SetupComplete) for fact in end.facts)

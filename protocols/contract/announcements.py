@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from attrs import field, frozen
 from btclib_secp256k1 import keys
 
+from ..errors import WorldError
 from .numbers import DIGITS, PRICE_LIMIT, tagged_hash
 
 Point = Any
@@ -122,6 +123,20 @@ def price_digits(price: int) -> str:
     if price < 0:
         raise ValueError(f"price is {price}, allowed is 0 or more")
     return f"{min(price, PRICE_LIMIT - 1):0{DIGITS}b}"
+
+
+def check_nonces(announcements: Sequence[Announcement]) -> None:
+    """Refuse events of one contract that share a nonce: what opens a digit of the one would open it in the other.
+
+    Raises `WorldError` (bad_announcement).
+    """
+    named: dict[bytes, str] = {}
+    for announcement in announcements:
+        for nonce in announcement.nonces:
+            other = named.setdefault(nonce, announcement.id)
+            if other != announcement.id:
+                sentence = f"the oracle uses one nonce for {other} and {announcement.id}"
+                raise WorldError("bad_announcement", sentence)
 
 
 def announcements_hash(announcements: Sequence[Announcement]) -> bytes:

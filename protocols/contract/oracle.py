@@ -15,6 +15,7 @@ from .announcements import (
     Point,
     Scheme,
     announcements_hash,
+    check_nonces,
     price_digits,
 )
 from .dlc import DLC, DLC_SHA256
@@ -31,6 +32,7 @@ __all__ = [
     "Attestation",
     "Scheme",
     "announcements_hash",
+    "check_nonces",
     "opening_scalar",
     "parse_announcement",
     "parse_attestation",
