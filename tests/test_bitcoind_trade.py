@@ -139,6 +139,10 @@ async def test_what_our_client_hands_in(bitcoind: Bitcoind, electrum: str, nurse
     nursery.cancel_scope.cancel()
 
 
+PATIENCE = 120
+"""Seconds for a wallet to see a balance: such a server answers one question a second, on a busy machine fewer."""
+
+
 async def test_a_whole_trade(bitcoind: Bitcoind, electrum: str, tmp_path: Path) -> None:
     """From an offer to both payouts on the chain, the contract held to its expiry."""
     async with (
@@ -151,7 +155,7 @@ async def test_a_whole_trade(bitcoind: Bitcoind, electrum: str, tmp_path: Path) 
             await taker.healthy()
             world.pay((await maker.script(), MONEY), (await taker.script(), MONEY))
             for node in (maker, taker):
-                await node.sees(partial(has_about, node, MONEY))
+                await node.sees(partial(has_about, node, MONEY), within=PATIENCE)
 
             offer = await maker.done("/offers", side="short", price="50000", opening_fee=1_000, funding_rate="0.001")
             await taker.sees(lambda: taker.get("/offers"))
@@ -174,7 +178,7 @@ async def test_a_whole_trade(bitcoind: Bitcoind, electrum: str, tmp_path: Path) 
             assert payouts[1] > taking["margin"]
             for node, view in ((maker, making), (taker, taking)):
                 balance = MONEY - view["margin"] + view["paid"]["payout"]
-                await node.sees(partial(has_about, node, balance))
+                await node.sees(partial(has_about, node, balance), within=PATIENCE)
 
 
 async def has_about(node: Api, amount: int) -> bool:

@@ -31,8 +31,11 @@ from protocols.contract.scripts import ANCHOR_SCRIPT
 
 HOUR = 2.0
 """Seconds that an hour takes: a setup on a busy machine must not take longer."""
-TRIES = 3
-"""Of a trade that nobody disturbs: a busy oracle may not answer in time."""
+TRIES = 12
+"""Of a trade that nobody disturbs: a busy oracle may not answer in time, and a coin of the taker's may be promised to a
+lock that the maker, who was away, has not given up yet."""
+PAUSE = 4.0
+"""Seconds after a refusal."""
 COIN, COINS = 50_000_000, 3
 """Satoshis, and how many of these each wallet begins with: some may be held by what was interrupted."""
 QUANTITIES, LEVERAGES = range(200, 1_100, 100), (1, 2, 3)
@@ -202,6 +205,7 @@ class Story:
                     return trio.current_time() - began
                 refusal = view["refusal"]
                 self.outcomes[f"nobody killed during a setup: {refusal['code']}"] += 1
+                await trio.sleep(PAUSE)
         raise Failed(f"trades that nobody disturbs do not come about: {refusal}")
 
     async def _offer(self) -> dict[str, Any]:
