@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.workers import keep_warm
 from protocols import identify, ping
+from protocols.contract.terms import SYMBOL
 from protocols.dialogue import Dialogue
 from protocols.errors import LocalError
 from protocols.identify import PeerRole
@@ -64,7 +65,8 @@ class Core:
     wallet: Service[Wallet]
     positions: Service[Positions]
     oracle: Service[OracleClient]
-    feed: Feed
+    feeds: Mapping[str, Feed]
+    """By symbol."""
     endpoint: Service[Endpoint]
     setup: SetupNode
 
@@ -113,7 +115,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         wallet=wallet,
         positions=positions,
         oracle=oracle,
-        feed=_feed(supervisor, config, clock),
+        feeds={SYMBOL: _feed(supervisor, config, clock)},
         endpoint=_endpoint(supervisor, config, identity, role),
         setup=SetupNode(
             clock=clock,

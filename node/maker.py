@@ -24,7 +24,7 @@ from node.supervision import Service
 from node.web.sockets import url_of
 from protocols import contract_setup, identify, offers
 from protocols.codec import Rejected
-from protocols.contract.terms import Role
+from protocols.contract.terms import SYMBOL, Role
 from protocols.contract_setup import Decide, FindOffer
 from protocols.dialogue import Dialogue
 from protocols.errors import LocalError, RemoteError, WorldError
@@ -63,7 +63,7 @@ class Maker:
         policy = Policy(config.max_quantity, config.max_exposure, config.accept == "manual")
         board = OfferBoard(core.clock)
         quoting = Quoting(
-            core.feed,
+            core.feeds[SYMBOL],
             board,
             core.clock,
             step=config.quote_step,
@@ -72,7 +72,7 @@ class Maker:
             entropy=core.setup.entropy,
         )
         maker = cls(core, config, board, OrderDesk(policy, core.clock), quoting)
-        if core.feed.url is not None:
+        if core.feeds[SYMBOL].url is not None:
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         core.supervisor.service("visitors", maker._meet, [core.endpoint])

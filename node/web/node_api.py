@@ -14,6 +14,7 @@ from node.position.commands import RefusedCommand, force_close
 from node.wallet.interface import Wallet
 from node.web.health_api import health_router
 from node.web.views import position_view, quote_view
+from protocols.contract.terms import SYMBOL
 
 HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
 
@@ -41,7 +42,7 @@ def _node_router(core: Core) -> APIRouter:
     @router.get("/prices")
     async def prices() -> dict[str, Any]:
         """The exchange's last good quote, how old it is, and why it may not be used if it may not."""
-        return quote_view(core.feed, core.clock.now())
+        return quote_view(core.feeds[SYMBOL], core.clock.now())
 
     @router.get("/wallet")
     async def wallet() -> dict[str, Any]:
