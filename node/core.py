@@ -26,6 +26,7 @@ from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
 from node.networks import NETWORKS
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
+from node.oracle.contradictions import OracleWatch
 from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
@@ -235,6 +236,8 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     contracts = core.supervisor.service("contracts", run_contracts, [core.positions])
     locks = core.supervisor.service("locks", run_locks, [core.positions])
     core.supervisor.service("attestations", attestations.run, [core.positions, core.oracle])
+    watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
+    core.supervisor.service("oracle-watch", watch.run, [core.positions, core.oracle])
     bumping = core.supervisor.service("bumping", run_bumping, [core.positions, core.chain, core.wallet])
 
 

@@ -18,6 +18,7 @@ from node.network.endpoint import ConnectionUp
 from node.network.errors import Refuse
 from node.network.substream import Substream
 from node.offers import OfferBoard, OrderDesk, Policy
+from node.oracle.client import OracleClient
 from node.quoting import Quoting
 from node.setup import Setup
 from node.supervision import Service
@@ -76,6 +77,7 @@ class Maker:
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         core.supervisor.service("visitors", maker._meet, [core.endpoint])
+        core.supervisor.service("oracle-trust", maker._withdraw, [core.oracle])
         return maker
 
     @property
@@ -98,6 +100,13 @@ class Maker:
                 if path not in endpoint.paths:
                     endpoint.handle(path, handler)
             await endpoint.serve(self.config.listen.host, self.config.listen.port, task_status=task_status)
+
+    async def _withdraw(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Offer nothing any more once the oracle has contradicted itself; whoever offers anew is refused."""
+        task_status.started()
+        await self.core.oracle.call(OracleClient.wait_distrusted)
+        self.board.clear_all()
+        await trio.sleep_forever()
 
     async def _meet(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Ask everybody who connects who it is."""

@@ -87,6 +87,7 @@ class OracleClient:
         self._announcements: dict[str, Announcement] = {}
         self._attestations: dict[str, Attestation] = {}
         self._contradictions: dict[str, Contradiction] = {}
+        self._distrusted = trio.Event()
         self._turns: dict[str, trio.Lock] = {}
 
     async def announcement(self, event: str) -> Announcement:
@@ -157,6 +158,10 @@ class OracleClient:
         """Raises `LocalError` (oracle_contradicted) once this oracle has contradicted itself."""
         if (found := self._found()) is not None:
             raise LocalError("oracle_contradicted", found.sentence)
+
+    async def wait_distrusted(self) -> None:
+        """Wait until this oracle has contradicted itself, which it may have done long ago."""
+        await self._distrusted.wait()
 
     def contradicted(self, attestation_key: bytes) -> bool:
         """Whether the oracle of this key, x-only, has contradicted itself."""
@@ -304,6 +309,7 @@ class OracleClient:
         A contradiction outweighs all else, and nothing mends it.
         """
         if (found := self._found()) is not None:
+            self._distrusted.set()
             reason = f"{found.sentence}: {REMEDY}"
         if reason == self._reported:
             return

@@ -183,11 +183,11 @@ def recover_opening(plan: ContractPlan, role: Role, raw_cet: bytes, fund_secret:
 
     `fund_secret` is that of `role`, ours: our adaptor signatures are made again to be compared. Outcomes that pay the
     same share one CET, so its id alone does not tell. None if no adaptor signature of `role` was completed: then `role`
-    published it itself, or it is no CET of this plan.
+    published it itself, or it is no CET of this plan. Raises `ValueError` for a witness that is none.
     """
     tx = CTransaction.deserialize(raw_cet)
-    transactions = transactions_of(plan)
-    candidates = [each for each in transactions.outcomes if txid(transactions.cet(each)) == txid(tx)]
+    transactions, wanted = transactions_of(plan), txid(tx)
+    candidates = [each for each in transactions.outcomes if txid(transactions.cet(each)) == wanted]
     if not candidates:
         return None
     taker, maker, *_ = tx.wit.vtxinwit[0].scriptWitness.stack
