@@ -16,7 +16,7 @@ import trio
 from attrs import frozen
 
 from node.clock import Clock
-from node.errors import NotFound
+from node.errors import Conflict, NotFound
 from node.health import UNREPORTED, Report
 from node.oracle.records import Kind
 from protocols.contract.contradictions import Attested, Contradiction, contradiction, read_proof, write_proof
@@ -131,10 +131,13 @@ class OracleClient:
         await self._weigh(announcement, await self.wait_attestation(announcement), attested)
 
     async def import_proof(self, raw: bytes) -> Contradiction:
-        """A proof that somebody else exported. Raises `WorldError` (bad_proof) unless it holds against this oracle."""
-        found = read_proof(raw)
+        """A proof that somebody else exported. Raises `LocalError` (bad_proof) unless it holds against this oracle."""
+        try:
+            found = read_proof(raw)
+        except WorldError as error:
+            raise LocalError(error.code, error.sentence) from None
         if not self._concerns(found):
-            raise WorldError("bad_proof", "the proof is against another oracle than this node's configuration names")
+            raise LocalError("bad_proof", "the proof is against another oracle than this node's configuration names")
         await self._alarm(found)
         return found
 
@@ -155,9 +158,9 @@ class OracleClient:
         return tuple(self._contradictions.values())
 
     def check_trusted(self) -> None:
-        """Raises `LocalError` (oracle_contradicted) once this oracle has contradicted itself."""
+        """Raises Conflict (oracle_contradicted) once this oracle has contradicted itself."""
         if (found := self._found()) is not None:
-            raise LocalError("oracle_contradicted", found.sentence)
+            raise Conflict("oracle_contradicted", found.sentence)
 
     async def wait_distrusted(self) -> None:
         """Wait until this oracle has contradicted itself, which it may have done long ago."""
