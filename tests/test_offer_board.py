@@ -12,7 +12,8 @@ from node.errors import NotFound
 from node.offers import ANSWER_WITHIN, OfferBoard, OrderDesk, Policy, exposure
 from node.position.commands import fail_setup
 from node.position.events import OrderPlaced
-from node.position.state import Position, State, replay
+from node.position.evolve import replay
+from node.position.state import Position, State
 from protocols.codec import Rejected
 from protocols.contract.terms import Role, Side
 from protocols.contract_setup import DECISION_WITHIN, Order
