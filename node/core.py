@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
 from node.networks import NETWORKS
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
+from node.oracle.contradictions import OracleWatch
 from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
@@ -40,6 +41,7 @@ from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.workers import keep_warm
 from protocols import identify, ping
+from protocols.contract.terms import SYMBOL
 from protocols.dialogue import Dialogue
 from protocols.errors import LocalError
 from protocols.identify import PeerRole
@@ -66,7 +68,8 @@ class Core:
     wallet: Service[Wallet]
     positions: Service[Positions]
     oracle: Service[OracleClient]
-    feed: Feed
+    feeds: Mapping[str, Feed]
+    """By symbol."""
     endpoint: Service[Endpoint]
     setup: SetupNode
 
@@ -115,7 +118,7 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         wallet=wallet,
         positions=positions,
         oracle=oracle,
-        feed=_feed(supervisor, config, clock),
+        feeds={SYMBOL: _feed(supervisor, config, clock)},
         endpoint=_endpoint(supervisor, config, identity, role),
         setup=SetupNode(
             clock=clock,
@@ -245,6 +248,8 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     core.supervisor.service("attestations", attestations.run, [core.positions, core.oracle])
     deadlines = core.supervisor.service("deadlines", run_deadlines, [core.positions])
     punishing = core.supervisor.service("punishing", run_punishing, [core.positions, core.chain])
+    watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
+    core.supervisor.service("oracle-watch", watch.run, [core.positions, core.oracle])
     bumping = core.supervisor.service("bumping", run_bumping, [core.positions, core.chain, core.wallet])
 
 

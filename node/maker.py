@@ -18,13 +18,14 @@ from node.network.endpoint import ConnectionUp
 from node.network.errors import Refuse
 from node.network.substream import Substream
 from node.offers import OfferBoard, OrderDesk, Policy
+from node.oracle.client import OracleClient
 from node.quoting import Quoting
 from node.setup import Setup
 from node.supervision import Service
 from node.web.sockets import url_of
 from protocols import contract_setup, identify, offers
 from protocols.codec import Rejected
-from protocols.contract.terms import Role
+from protocols.contract.terms import SYMBOL, Role
 from protocols.contract_setup import Decide, FindOffer
 from protocols.dialogue import Dialogue
 from protocols.errors import LocalError, RemoteError, WorldError
@@ -63,7 +64,7 @@ class Maker:
         policy = Policy(config.max_quantity, config.max_exposure, config.accept == "manual")
         board = OfferBoard(core.clock)
         quoting = Quoting(
-            core.feed,
+            core.feeds[SYMBOL],
             board,
             core.clock,
             step=config.quote_step,
@@ -72,10 +73,11 @@ class Maker:
             entropy=core.setup.entropy,
         )
         maker = cls(core, config, board, OrderDesk(policy, core.clock), quoting)
-        if core.feed.url is not None:
+        if core.feeds[SYMBOL].url is not None:
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         core.supervisor.service("visitors", maker._meet, [core.endpoint])
+        core.supervisor.service("oracle-trust", maker._withdraw, [core.oracle])
         return maker
 
     @property
@@ -98,6 +100,13 @@ class Maker:
                 if path not in endpoint.paths:
                     endpoint.handle(path, handler)
             await endpoint.serve(self.config.listen.host, self.config.listen.port, task_status=task_status)
+
+    async def _withdraw(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Offer nothing any more once the oracle has contradicted itself; whoever offers anew is refused."""
+        task_status.started()
+        await self.core.oracle.call(OracleClient.wait_distrusted)
+        self.board.clear_all()
+        await trio.sleep_forever()
 
     async def _meet(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Ask everybody who connects who it is."""

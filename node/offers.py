@@ -43,6 +43,11 @@ class OfferBoard:
         if self._offers.pop((symbol, side), None) is not None:
             self._ring()
 
+    def clear_all(self) -> None:
+        """Withdraw everything that stands."""
+        self._offers.clear()
+        self._ring()
+
     def find(self, offer_id: bytes) -> Offer | None:
         return next((offer for offer in self.standing() if offer.id == offer_id), None)
 

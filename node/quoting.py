@@ -20,6 +20,7 @@ from node.offers import OfferBoard
 from node.prices import Feed, Quote
 from protocols.contract.numbers import PRICE_PLACES, BadNumber, format_decimal, parse_part, parse_price
 from protocols.contract.terms import Side
+from protocols.errors import LocalError
 from protocols.offers import ID_LENGTH, Offer
 
 LOOK_EVERY = 0.5
@@ -72,8 +73,8 @@ class Quoting:
         fee_rate: Callable[[], Awaitable[int]],
         entropy: Callable[[int], bytes],
     ) -> None:
-        """`step` is the part of its price by which a price may lag; `check_ready` raises Disconnected while orders
-        cannot be served; `fee_rate` says what new positions pay, sat/vB."""
+        """`step` is the part of its price by which a price may lag; `check_ready` raises Disconnected or LocalError
+        while orders cannot be served; `fee_rate` says what new positions pay, sat/vB."""
         self._feed = feed
         self._board = board
         self._clock = clock
@@ -170,8 +171,8 @@ class Quoting:
             return NOT_RUNNING
         try:
             self._check_ready()
-        except Disconnected as down:
-            return down.sentence
+        except (Disconnected, LocalError) as refusal:
+            return refusal.sentence
         return self._feed.problem()
 
     def _due(self, offer: Offer, price: Fraction, now: float) -> bool:

@@ -135,10 +135,17 @@ class SetupNode:
             log.warning("a failed setup is not on record yet", order=order_id.hex(), reason=down.sentence)
 
     def check_ready(self) -> None:
-        """Raises Disconnected naming the first service that a setup needs and that is not up."""
-        for service in (self.positions, self.chain, self.wallet, self.oracle):
+        """Raises Disconnected naming the first service that a setup needs and that is not up, or LocalError when the
+        oracle has contradicted itself."""
+        for service in (self.positions, self.chain, self.wallet):
             with service.lent():
                 pass
+        self._check_oracle()
+
+    def _check_oracle(self) -> None:
+        """Disconnected, or LocalError once the oracle has contradicted itself: nothing new is trusted to it then."""
+        with self.oracle.lent() as oracle:
+            oracle.check_trusted()
 
     async def fee_rate(self) -> int:
         """Whole sat/vB for six blocks within the configured bounds; the default when the chain cannot say."""
@@ -172,6 +179,7 @@ class SetupNode:
     async def _announcements(self, ask: FetchAnnouncements) -> tuple[Announcement, ...]:
         if ask.oracle != self.oracle_keys:
             raise LocalError("other_oracle", "the offer names another oracle than this node's configuration")
+        self._check_oracle()
         found: dict[str, Announcement] = {}
         failures: list[WorldError] = []
 
@@ -257,6 +265,7 @@ class SetupNode:
                 )
 
     async def _sign_lock(self, role: Role, ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
+        self._check_oracle()
         self._check_unpromised(role, ask.plan)
         await self._check_undecided(ask.plan)
         transactions = ContractTransactions(ask.plan)

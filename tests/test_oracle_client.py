@@ -12,6 +12,7 @@ import trio.testing
 
 from node.clock import Clock
 from node.oracle.client import MAX_BODY, OracleClient, OracleConfig, run_oracle
+from node.oracle.records import Kind
 from node.oracle.server import AttestedPrices, Oracle, OracleKeys, oracle_app
 from node.web.server import serve
 from protocols.contract.oracle import DLC, OLIVIA, Announcement, Attestation, Scheme
@@ -30,16 +31,24 @@ def said(body: bytes) -> httpx2.Response:
 
 
 class MemoryStore:
-    """Keeps announcements as `node.oracle.records` does."""
+    """Keeps what the oracle says as `node.oracle.records` does."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
+        self.all: dict[tuple[Kind, str], bytes] = {}
 
-    async def get(self, event: str) -> bytes | None:
-        return self.kept.get(event)
+    @property
+    def kept(self) -> dict[str, bytes]:
+        """Announcements."""
+        return {event: raw for (kind, event), raw in self.all.items() if kind is Kind.ANNOUNCEMENT}
 
-    async def put(self, event: str, raw: bytes) -> None:
-        self.kept.setdefault(event, raw)
+    async def get(self, kind: Kind, event: str) -> bytes | None:
+        return self.all.get((kind, event))
+
+    async def put(self, kind: Kind, event: str, raw: bytes) -> None:
+        self.all.setdefault((kind, event), raw)
+
+    async def events(self, kind: Kind) -> list[str]:
+        return [event for each, event in self.all if each is kind]
 
 
 class Reports(list[str | None]):
@@ -127,7 +136,7 @@ async def test_many_who_want_an_announcement_ask_once(autojump_clock: Jumping, o
 
 
 async def test_what_is_not_on_disk_is_not_used(autojump_clock: Jumping, oracle: Oracles) -> None:
-    async def full(event: str, raw: bytes) -> None:
+    async def full(kind: Kind, event: str, raw: bytes) -> None:
         raise WorldError("disk", "the disk is full")
 
     oracle.store.put = full  # type: ignore[method-assign]

@@ -298,7 +298,7 @@ class TestApi:
             maker_api(tmp_path / "maker", world.config) as (maker, http),
         ):
             world.world.market.override = "54000"
-            feed = maker.core.feed
+            feed = maker.core.feeds["BTCUSD"]
             await until(lambda: all_healthy(maker.core.supervisor.health()))
             await until(lambda: feed.quote is not None and feed.quote.bid == "54000")
             shown = (await http.get("/prices")).json()

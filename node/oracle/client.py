@@ -1,7 +1,9 @@
 """The oracle over HTTP: announcements ahead of time, attestations when they are due.
 
 What an oracle once announced is kept for ever and never replaced: a second announcement of an event, different from
-the first, is refused. What it attested is verified before anybody sees it, and the first verified one stands.
+the first, is refused. What it attested is verified before anybody sees it; the first verified one is kept for ever
+too, and stands: every part of the node acts on it, in this life and the next ones. A second one that differs is a
+contradiction: its proof is on disk before it is told, and nothing new is trusted to this oracle ever again.
 """
 
 from collections.abc import Iterator
@@ -9,11 +11,15 @@ from contextlib import aclosing, contextmanager
 from typing import NoReturn, Protocol
 
 import httpx2
+import structlog
 import trio
 from attrs import frozen
 
 from node.clock import Clock
+from node.errors import Conflict, NotFound
 from node.health import UNREPORTED, Report
+from node.oracle.records import Kind
+from protocols.contract.contradictions import Attested, Contradiction, contradiction, read_proof, write_proof
 from protocols.contract.oracle import (
     Announcement,
     Attestation,
@@ -22,7 +28,7 @@ from protocols.contract.oracle import (
     parse_attestation,
     scheme_named,
 )
-from protocols.errors import WorldError
+from protocols.errors import LocalError, WorldError
 
 MAX_BODY = 64 * 1024
 TIMEOUT = 10.0
@@ -31,12 +37,22 @@ AHEAD = 24
 """Hours ahead whose announcement `run_oracle` looks for: the next contract will settle there."""
 
 
-class AnnouncementStore(Protocol):
-    """Where the oracle's answers are kept for ever, byte for byte, by event id."""
+REMEDY = (
+    "no contract is set up or rolled over with this oracle any more; close the positions that name it, show the proof "
+    "to the peers, and name another oracle in the configuration"
+)
 
-    async def get(self, event: str) -> bytes | None: ...
+log = structlog.get_logger("oracle")
 
-    async def put(self, event: str, raw: bytes) -> None: ...
+
+class OracleRecords(Protocol):
+    """Where the oracle's answers are kept for ever, byte for byte, by event id; the first of a kind stands."""
+
+    async def get(self, kind: Kind, event: str) -> bytes | None: ...
+
+    async def put(self, kind: Kind, event: str, raw: bytes) -> None: ...
+
+    async def events(self, kind: Kind) -> list[str]: ...
 
 
 @frozen
@@ -58,7 +74,7 @@ class OracleClient:
         http: httpx2.AsyncClient,
         *,
         clock: Clock,
-        store: AnnouncementStore,
+        store: OracleRecords,
         report: Report = UNREPORTED,
     ) -> None:
         self._config = config
@@ -70,6 +86,8 @@ class OracleClient:
         self._reported: str | None = None
         self._announcements: dict[str, Announcement] = {}
         self._attestations: dict[str, Attestation] = {}
+        self._contradictions: dict[str, Contradiction] = {}
+        self._distrusted = trio.Event()
         self._turns: dict[str, trio.Lock] = {}
 
     async def announcement(self, event: str) -> Announcement:
@@ -79,34 +97,84 @@ class OracleClient:
             if known is not None:
                 return known
             with self._judged():
-                kept = await self._store.get(event)
+                kept = await self._store.get(Kind.ANNOUNCEMENT, event)
                 raw = await self._fetch(event) if kept is None else kept
                 announcement = self._parse(event, raw)
             if kept is None:
-                await self._store.put(event, raw)
+                await self._store.put(Kind.ANNOUNCEMENT, event, raw)
             self._announcements[event] = announcement
             return announcement
 
     async def attestation(self, announcement: Announcement) -> Attestation | None:
-        """What the oracle attested, every scalar verified; None if it has not yet."""
-        known = self._attestations.get(announcement.id)
-        if known is not None:
-            return known
-        with self._judged():
-            raw = await self._fetch(announcement.id)
-            contradiction = self._contradiction(raw, announcement)
-            try:
-                attestation = parse_attestation(raw, announcement)
-            except WorldError as error:
-                raise contradiction or error from None
+        """What the oracle attested first, every scalar verified, on disk before it is returned; None if nothing yet."""
+        async with self._turn(announcement.id):
+            known = self._attestations.get(announcement.id)
+            if known is not None:
+                return known
+            kept = await self._store.get(Kind.ATTESTATION, announcement.id)
+            attestation = await self._ask(announcement) if kept is None else parse_attestation(kept, announcement)
             if attestation is not None:
-                # what opens our contracts is acted on, whatever else the oracle says: the peer can open them too
+                if kept is None:
+                    await self._store.put(Kind.ATTESTATION, announcement.id, attestation.raw)
                 self._attestations[announcement.id] = attestation
-            elif contradiction is not None:
-                raise contradiction
-        if contradiction is not None:
-            self._tell(contradiction.sentence)
-        return attestation
+            return attestation
+
+    async def ask_again(self, announcement: Announcement) -> None:
+        """Compare what the oracle says now of an attested event with what it said first."""
+        first = await self.attestation(announcement)
+        again = None if first is None else await self._ask(announcement)
+        if first is not None and again is not None:
+            await self._weigh(announcement, first, again)
+
+    async def compare(self, announcement: Announcement, attested: Attested) -> None:
+        """Compare what the oracle attested, verified, whoever told it, with what it says first: waits for that."""
+        await self._weigh(announcement, await self.wait_attestation(announcement), attested)
+
+    async def import_proof(self, raw: bytes) -> Contradiction:
+        """A proof that somebody else exported. Raises `LocalError` (bad_proof) unless it holds against this oracle."""
+        try:
+            found = read_proof(raw)
+        except WorldError as error:
+            raise LocalError(error.code, error.sentence) from None
+        if not self._concerns(found):
+            raise LocalError("bad_proof", "the proof is against another oracle than this node's configuration names")
+        await self._alarm(found)
+        return found
+
+    async def load(self) -> None:
+        """Recall the contradictions of earlier lives."""
+        for event in await self._store.events(Kind.CONTRADICTION):
+            raw = await self._store.get(Kind.CONTRADICTION, event)
+            assert raw is not None, "what is kept stays"
+            try:
+                self._contradictions[event] = read_proof(raw)
+            except WorldError:  # a damaged record must not keep contracts from being settled
+                log.exception("a proof against the oracle cannot be read", oracle_event=event)
+        self._tell(None)
+
+    @property
+    def contradictions(self) -> tuple[Contradiction, ...]:
+        """Events that were attested twice, and differently; never forgotten. Of oracles configured earlier, too."""
+        return tuple(self._contradictions.values())
+
+    def check_trusted(self) -> None:
+        """Raises Conflict (oracle_contradicted) once this oracle has contradicted itself."""
+        if (found := self._found()) is not None:
+            raise Conflict("oracle_contradicted", found.sentence)
+
+    async def wait_distrusted(self) -> None:
+        """Wait until this oracle has contradicted itself, which it may have done long ago."""
+        await self._distrusted.wait()
+
+    def contradicted(self, attestation_key: bytes) -> bool:
+        """Whether the oracle of this key, x-only, has contradicted itself."""
+        return any(found.announcement.key == attestation_key for found in self.contradictions)
+
+    def proof(self, event: str) -> bytes:
+        """For export. Raises NotFound."""
+        if (found := self._contradictions.get(event)) is None:
+            raise NotFound("no_such_proof", f"there is no proof of two attestations of event {event[:80]}")
+        return write_proof(found)
 
     async def wait_attestation(self, announcement: Announcement) -> Attestation:
         """The attestation, as soon as the oracle has it. Failures are reported and asking goes on."""
@@ -135,6 +203,48 @@ class OracleClient:
                 self._tell(error.sentence)
             await trio.sleep(max(0.2, min(60.0, self._clock.hour / 2)))
 
+    async def _ask(self, announcement: Announcement) -> Attestation | None:
+        """What the oracle's answer attests now, verified; None if nothing."""
+        with self._judged():
+            raw = await self._fetch(announcement.id)
+            differs = self._differs(raw, announcement)
+            try:
+                attestation = parse_attestation(raw, announcement)
+            except WorldError as error:
+                raise differs or error from None
+            if attestation is None and differs is not None:
+                raise differs
+        if differs is not None:
+            # what opens our contracts is acted on, whatever else the oracle says: the peer can open them too
+            self._tell(differs.sentence)
+        return attestation
+
+    async def _alarm(self, found: Contradiction) -> None:
+        event = found.announcement.id
+        if event in self._contradictions:
+            return
+        await self._store.put(Kind.CONTRADICTION, event, write_proof(found))
+        self._contradictions[event] = found
+        log.error("the oracle contradicted itself", oracle_event=event, sentence=found.sentence, remedy=REMEDY)
+        self._tell(None)
+
+    async def _weigh(self, announcement: Announcement, first: Attestation, second: Attested) -> None:
+        found = contradiction(announcement, self._config.announcement_key, first, second)
+        if found is not None:
+            await self._alarm(found)
+
+    def _found(self) -> Contradiction | None:
+        """The first contradiction of this oracle."""
+        return next(filter(self._concerns, self.contradictions), None)
+
+    def _concerns(self, found: Contradiction) -> bool:
+        config, announcement = self._config, found.announcement
+        return (announcement.scheme, found.announcement_key, announcement.key) == (
+            config.scheme,
+            config.announcement_key,
+            config.attestation_key,
+        )
+
     def _parse(self, event: str, raw: bytes) -> Announcement:
         config = self._config
         announcement = parse_announcement(
@@ -147,7 +257,7 @@ class OracleClient:
             raise WorldError("bad_announcement", f"asked for {event}, the oracle announces {announcement.id}")
         return announcement
 
-    def _contradiction(self, raw: bytes, announcement: Announcement) -> WorldError | None:
+    def _differs(self, raw: bytes, announcement: Announcement) -> WorldError | None:
         try:
             data = self._parse(announcement.id, raw).data
         except WorldError as error:
@@ -197,7 +307,13 @@ class OracleClient:
         self._tell(None)
 
     def _tell(self, reason: str | None) -> None:
-        """What is wrong with the oracle, or None when it answers as it should; told only when that changes."""
+        """What is wrong with the oracle, or None when it answers as it should; told only when that changes.
+
+        A contradiction outweighs all else, and nothing mends it.
+        """
+        if (found := self._found()) is not None:
+            self._distrusted.set()
+            reason = f"{found.sentence}: {REMEDY}"
         if reason == self._reported:
             return
         self._reported = reason
@@ -211,7 +327,7 @@ async def run_oracle(
     config: OracleConfig,
     *,
     clock: Clock,
-    store: AnnouncementStore,
+    store: OracleRecords,
     report: Report = UNREPORTED,
     task_status: trio.TaskStatus[OracleClient] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -221,5 +337,6 @@ async def run_oracle(
     headers = {"accept-encoding": "identity", "user-agent": "cfdnode"}
     async with httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=False) as http:
         oracle = OracleClient(config, http, clock=clock, store=store, report=report)
+        await oracle.load()
         task_status.started(oracle)
         await oracle.look_ahead()

@@ -1,27 +1,51 @@
-"""The oracle's announcements, kept for ever in the event store: one stream of one event for each."""
+"""What the oracle said, kept for ever in the event store: one stream of one event for each announcement, each first
+attestation, and each proof that it contradicted itself."""
+
+from enum import Enum
 
 from attrs import frozen
 
 from node.eventstore.interface import Conflict, EventStore, NewEvent
 from node.supervision import Service
 
-STREAM = "announcement/"
+
+class Kind(Enum):
+    """What is kept, by the event's id; the value is what the stream's name begins with."""
+
+    ANNOUNCEMENT = "announcement/"
+    """The oracle's first answer, byte for byte."""
+    ATTESTATION = "attestation/"
+    """The first answer whose attestation was verified, byte for byte."""
+    CONTRADICTION = "contradiction/"
+    """The first proof that the event was attested twice (`contradictions.write_proof`)."""
+
+
+_NAMES = {
+    Kind.ANNOUNCEMENT: "AnnouncementReceived",
+    Kind.ATTESTATION: "AttestationReceived",
+    Kind.CONTRADICTION: "OracleContradicted",
+}
 
 
 @frozen
 class Announcements:
-    """An `AnnouncementStore` (:mod:`node.oracle.client`)."""
+    """An `OracleRecords` (:mod:`node.oracle.client`)."""
 
     store: Service[EventStore]
 
-    async def get(self, event: str) -> bytes | None:
-        """The answer that was kept for the event of this id."""
-        recorded = await self.store.call(EventStore.load, STREAM + event)
+    async def get(self, kind: Kind, event: str) -> bytes | None:
+        """What was kept of this kind for the event of this id."""
+        recorded = await self.store.call(EventStore.load, kind.value + event)
         return recorded[0].data if recorded else None
 
-    async def put(self, event: str, raw: bytes) -> None:
-        """Keep the first answer; a later one is never written."""
+    async def put(self, kind: Kind, event: str, raw: bytes) -> None:
+        """Keep the first; a later one is never written."""
         try:
-            await self.store.call(EventStore.append, STREAM + event, 0, [NewEvent("AnnouncementReceived", 1, raw)])
+            await self.store.call(EventStore.append, kind.value + event, 0, [NewEvent(_NAMES[kind], 1, raw)])
         except Conflict:
             return
+
+    async def events(self, kind: Kind) -> list[str]:
+        """The ids of all events of which something of this kind is kept."""
+        streams = await self.store.call(EventStore.streams)
+        return [name.removeprefix(kind.value) for name in streams if name.startswith(kind.value)]

@@ -8,6 +8,7 @@ price for an event would give the key away. For the same reason the schemes shar
 
 import os
 from collections.abc import Callable
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
@@ -92,6 +93,39 @@ class AttestedPrices:
         return self._prices[event]
 
 
+class Mode(StrEnum):
+    """How the oracle behaves from now on, until it is told otherwise; it announces and decides in any case."""
+
+    NORMAL = "normal"
+    LATE = "late"
+    """It attests some time after the event."""
+    SILENT = "silent"
+    """It attests nothing; what it attested before is gone from its answers too."""
+    CONTRADICT = "contradict"
+    """It attests another price than it decided, with the same nonces: whoever was told the first now has both."""
+
+
+@frozen
+class Behaviour:
+    mode: Mode = Mode.NORMAL
+    late: int = 0
+    """Seconds of the calendar between an event and its attestation."""
+    price: int | None = None
+    """What is attested of every event instead of what was decided; half of that if it is not given."""
+
+    def attests(self, event: int, price: int, now: int) -> int | None:
+        """What it says of a past event whose price was decided; None while it says nothing."""
+        match self.mode:
+            case Mode.SILENT:
+                return None
+            case Mode.LATE if now < event + self.late:
+                return None
+            case Mode.CONTRADICT:
+                other = price // 2 if self.price is None else self.price
+                return other if other != price else price ^ 1
+        return price
+
+
 class Oracle:
     """What it says about an event, at any time of the calendar."""
 
@@ -104,6 +138,7 @@ class Oracle:
         self._clock = clock
         self._since = since
         self._market = market
+        self.behaviour = Behaviour()
         self._announced = lru_cache(256)(self._announce)
 
     def answer(self, scheme: Scheme, event_id: str) -> bytes:
@@ -119,7 +154,10 @@ class Oracle:
             raise NotFound("no_such_event", f"event {event_id} is not announced; those from {allowed}, are")
         if event > now:
             return self._announced(scheme, event)
-        price = self._prices.decide(event, _attested(self._market(event)))
+        decided = self._prices.decide(event, _attested(self._market(event)))
+        price = self.behaviour.attests(event, decided, now)
+        if price is None:
+            return self._announced(scheme, event)
         return scheme.attest(event, *self._secrets(scheme, event), price)
 
     async def run(self) -> None:

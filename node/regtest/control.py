@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.clock import Clock
 from node.errors import NotFound
+from node.oracle.server import Behaviour as OracleBehaviour
+from node.oracle.server import Mode as OracleMode
+from node.oracle.server import Oracle
 from node.regtest.consensus import Chain
 from node.regtest.electrum_methods import Methods, shown
 from node.regtest.exchange import Exchange, Mode
@@ -25,11 +28,12 @@ from node.regtest.treasury import FEE_RATE, Treasury
 from node.wallet.address import to_address, to_script
 from node.web.problems import add_problem_handlers
 from protocols.contract.funding import OutPoint
-from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price
+from protocols.contract.numbers import MAX_MONEY, PRICE_LIMIT, BadNumber, parse_price
 from protocols.errors import LocalError
 
 MAX_BLOCKS = 1000
 MAX_DEPTH = 100
+MAX_LATE = 7 * 86_400
 
 
 @define
@@ -44,6 +48,7 @@ class World:
     clock: Clock
     exchange: Exchange
     methods: Methods
+    oracle: Oracle
     scheduled: bool = True
     """Whether blocks come by themselves."""
     floor: int = 0
@@ -113,6 +118,14 @@ class Behaviour(_Body):
     mode: Annotated[Mode, Field(strict=False)]
 
 
+class Attesting(_Body):
+    mode: Annotated[OracleMode, Field(strict=False)]
+    seconds: Annotated[int, Field(gt=0, le=MAX_LATE)] = 600
+    """Of the calendar, that a late oracle waits."""
+    price: Annotated[int, Field(ge=0, lt=PRICE_LIMIT)] | None = None
+    """Whole USD, that a contradictory oracle attests of every event; half of the true price if it is not given."""
+
+
 def control_app(world: World) -> FastAPI:
     """The world's HTTP face; every error is an RFC 9457 problem that names the field."""
     app = FastAPI(title="regtest control", docs_url=None, redoc_url=None)
@@ -130,6 +143,7 @@ def control_app(world: World) -> FastAPI:
             "price": world.market.now(),
             "price_overridden": world.market.override is not None,
             "exchange": world.exchange.mode,
+            "oracle": world.oracle.behaviour.mode,
             "scheduled": world.scheduled,
             "fees": fee_rates(),
             "treasury": {
@@ -177,6 +191,11 @@ def control_app(world: World) -> FastAPI:
     async def exchange(body: Behaviour) -> dict[str, object]:
         world.exchange.mode = body.mode
         return {"mode": world.exchange.mode, "clients": world.exchange.clients}
+
+    @app.post("/oracle")
+    async def oracle(body: Attesting) -> dict[str, object]:
+        world.oracle.behaviour = OracleBehaviour(body.mode, body.seconds, body.price)
+        return {"mode": body.mode}
 
     @app.get("/tx/{txid}")
     async def transaction(txid: str) -> dict[str, object]:

@@ -97,11 +97,11 @@ async def run_world(
         mempool = Mempool(chain, index)
         exchange = Exchange(market.now, wall)
         methods = Methods(chain, index, mempool)
-        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock, exchange, methods)
-        await world.mine_many(max(0, FIRST_BLOCKS - chain.height))
         keys = OracleKeys.load(config.data / "oracle.secret", entropy)
         attested = AttestedPrices(config.data / "oracle.attested")
         oracle = Oracle(keys, attested, clock, since=int(anchor), market=market.at)
+        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock, exchange, methods, oracle)
+        await world.mine_many(max(0, FIRST_BLOCKS - chain.height))
         announcement_key, attestation_key = keys.public(DLC)
         running = RunningWorld(
             config=world_file,

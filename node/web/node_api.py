@@ -6,14 +6,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 
+from node.chain.broadcast import Attempt
 from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
 from node.networks import NETWORKS
 from node.position.book import Positions
 from node.position.commands import RefusedCommand, force_close
+from node.position.state import Position
 from node.wallet.interface import Wallet
 from node.web.health_api import health_router
+from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.views import position_view, quote_view
+from protocols.contract.terms import SYMBOL
 
 HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
 
@@ -21,11 +25,19 @@ HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in h
 def node_routers(core: Core) -> list[APIRouter]:
     """The routes that makers and takers share."""
     warnings = [warning] if (warning := NETWORKS[core.config.network].warning) else []
-    return [health_router(core.supervisor, core.clock, warnings=warnings), _node_router(core)]
+    return [
+        health_router(core.supervisor, core.clock, warnings=warnings),
+        oracle_router(core),
+        _node_router(core),
+    ]
 
 
 def _node_router(core: Core) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
+
+    def shown(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
+        view = position_view(position, broadcasts)
+        return {**view, "oracle_contradicted": oracle_contradicted(core, position)}
 
     @router.get("/node")
     async def node() -> dict[str, Any]:
@@ -41,7 +53,7 @@ def _node_router(core: Core) -> APIRouter:
     @router.get("/prices")
     async def prices() -> dict[str, Any]:
         """The exchange's last good quote, how old it is, and why it may not be used if it may not."""
-        return quote_view(core.feed, core.clock.now())
+        return quote_view(core.feeds[SYMBOL], core.clock.now())
 
     @router.get("/wallet")
     async def wallet() -> dict[str, Any]:
@@ -72,7 +84,7 @@ def _node_router(core: Core) -> APIRouter:
         broadcasts = dict(core.broadcaster.status())
         with core.positions.lent() as positions:
             placed = sorted(positions.all(), key=lambda position: position.placed_at)
-        return [position_view(position, broadcasts) for position in placed]
+        return [shown(position, broadcasts) for position in placed]
 
     @router.get("/positions/{order_id}")
     async def one_position(order_id: HexId) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def _node_router(core: Core) -> APIRouter:
             position = positions.get(bytes.fromhex(order_id))
         if position is None:
             raise NotFound("no_such_position", f"there is no position {order_id}")
-        return position_view(position, dict(core.broadcaster.status()))
+        return shown(position, dict(core.broadcaster.status()))
 
     @router.post("/positions/{order_id}/force-close", status_code=202)
     async def force_close_position(order_id: HexId) -> dict[str, Any]:
@@ -97,6 +109,6 @@ def _node_router(core: Core) -> APIRouter:
             )
         except RefusedCommand as refusal:
             raise Conflict(refusal.code, refusal.sentence) from refusal
-        return position_view(position, dict(core.broadcaster.status()))
+        return shown(position, dict(core.broadcaster.status()))
 
     return router

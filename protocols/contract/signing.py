@@ -178,6 +178,29 @@ def recover_publish_secret(plan: ContractPlan, role: Role, raw_commit: bytes, ow
     return adaptor.recover(own_signature, signature, plan.party(role.other).points.publish)
 
 
+def recover_opening(plan: ContractPlan, role: Role, raw_cet: bytes, fund_secret: bytes) -> tuple[Outcome, bytes] | None:
+    """The outcome that a CET was opened for, and its opening: what the peer was told by the oracle.
+
+    `fund_secret` is that of `role`, ours: our adaptor signatures are made again to be compared. Outcomes that pay the
+    same share one CET, so its id alone does not tell. None if no adaptor signature of `role` was completed: then `role`
+    published it itself, or it is no CET of this plan. Raises `ValueError` for a witness that is none.
+    """
+    tx = CTransaction.deserialize(raw_cet)
+    transactions, wanted = transactions_of(plan), txid(tx)
+    candidates = [each for each in transactions.outcomes if txid(transactions.cet(each)) == wanted]
+    if not candidates:
+        return None
+    taker, maker, *_ = tx.wit.vtxinwit[0].scriptWitness.stack
+    signature = bytes(maker if role is Role.MAKER else taker)
+    signer = adaptor.Signer(fund_secret)
+    for outcome in candidates:
+        point = anticipation(plan.announcements[outcome.event]).point(outcome.digits)
+        own = signer.sign(transactions.cet_hash(outcome), point)
+        if signature[:32] == own[1:33]:
+            return outcome, adaptor.recover(own, signature, point)
+    return None
+
+
 def punish(
     plan: ContractPlan,
     wronged: Role,
