@@ -30,8 +30,10 @@ from node import files
 from node.clock import Clock
 from node.errors import ConfigError
 from node.networks import NAMES, NETWORKS, chain_named
+from node.policy import Accept, Policy
+from node.values import Positive, Seconds, Sentence, Whole
 from protocols.contract.numbers import BadNumber, parse_part
-from protocols.contract.terms import Timelocks
+from protocols.contract.terms import SYMBOL, Timelocks
 from protocols.errors import LocalError
 
 PREFIX = "CFDNODE_"
@@ -101,10 +103,6 @@ def _step(text: object) -> object:
     return text
 
 
-class _Sentence(ValueError):
-    """What is wrong with a value, as a sentence that shows the value itself."""
-
-
 def _hosts(servers: Sequence[str]) -> set[str]:
     from node.chain.servers import ServerAddress
 
@@ -128,7 +126,7 @@ def _parsed(parse: Callable[[str], object], value: object) -> str:
     try:
         parse(text)
     except LocalError as error:
-        raise _Sentence(error.sentence) from None
+        raise Sentence(error.sentence) from None
     return text
 
 
@@ -140,9 +138,7 @@ def _named(path: object) -> object:
 
 def _rising(numbers: tuple[int, ...]) -> tuple[int, ...]:
     if len(numbers) > 32 or numbers[-1:] > (1000,) or list(numbers) != sorted(set(numbers)):
-        raise _Sentence(
-            f"{','.join(map(str, numbers))}: allowed are up to 32 different numbers to 1000 in rising order"
-        )
+        raise Sentence(f"{','.join(map(str, numbers))}: allowed are up to 32 different numbers to 1000 in rising order")
     return numbers
 
 
@@ -150,13 +146,7 @@ def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise _Sentence(f"{path}: {error}") from None
-
-
-def _whole(number: object) -> object:
-    if isinstance(number, bool | float):
-        raise ValueError("is not a whole number")
-    return number
+        raise Sentence(f"{path}: {error}") from None
 
 
 def _list(value: object) -> object:
@@ -174,9 +164,6 @@ Url = Annotated[str, BeforeValidator(_url)]
 Step = Annotated[str, BeforeValidator(_step)]
 FeedUrl = Annotated[str, BeforeValidator(_feed_url)]
 NetworkName = Annotated[str, BeforeValidator(_network)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ElectrumServers = Annotated[
     tuple[Annotated[str, BeforeValidator(_electrum_server)], ...], BeforeValidator(_list), Field(min_length=1)
 ]
@@ -218,14 +205,14 @@ class FeeRateTable(_Table):
     """Whole satoshis per virtual byte for a new position's transactions, when the chain's estimate says nothing
     (`default`), and the bounds within which an estimate is believed."""
 
-    default: Annotated[int, BeforeValidator(_whole), Field(ge=2)] = 2
-    lowest: Annotated[int, BeforeValidator(_whole), Field(ge=2)] = 2
-    highest: Annotated[int, BeforeValidator(_whole), Field(ge=2)] = 500
+    default: Annotated[Whole, Field(ge=2)] = 2
+    lowest: Annotated[Whole, Field(ge=2)] = 2
+    highest: Annotated[Whole, Field(ge=2)] = 500
 
     @model_validator(mode="after")
     def _ordered(self) -> "FeeRateTable":
         if not self.lowest <= self.default <= self.highest:
-            raise _Sentence(f"lowest {self.lowest} ≤ default {self.default} ≤ highest {self.highest} does not hold")
+            raise Sentence(f"lowest {self.lowest} ≤ default {self.default} ≤ highest {self.highest} does not hold")
         return self
 
 
@@ -278,7 +265,7 @@ class NodeConfig(_Table):
     def _independent(cls, servers: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         network = NETWORKS.get(info.data.get("network", ""))
         if network is not None and len(hosts := _hosts(servers)) < network.electrum_servers:
-            raise _Sentence(
+            raise Sentence(
                 f"{network.name} asks for {network.electrum_servers} independent Electrum servers, on different hosts:"
                 f" one that hid a commit would cost you the contract; given is only {', '.join(sorted(hosts))}"
             )
@@ -289,14 +276,14 @@ class NodeConfig(_Table):
     def _of_the_network(cls, genesis: str, info: ValidationInfo) -> str:
         network = NETWORKS.get(info.data.get("network", ""))
         if network is not None and genesis != network.genesis_hex:
-            raise _Sentence(f"{genesis} is that of {chain_named(genesis)}, and the network is {network.name}")
+            raise Sentence(f"{genesis} is that of {chain_named(genesis)}, and the network is {network.name}")
         return genesis
 
     @field_validator("clock", "regtest")
     @classmethod
     def _regtest_only(cls, table: _Table, info: ValidationInfo) -> _Table:
         if info.data.get("network", "regtest") != "regtest":
-            raise _Sentence(f"this table is allowed on regtest only, and the network is {info.data['network']}")
+            raise Sentence(f"this table is allowed on regtest only, and the network is {info.data['network']}")
         return table
 
     @property
@@ -331,8 +318,22 @@ class MakerConfig(NodeConfig):
     """Contracts of one side less those of the other, over all positions, that further orders may reach."""
     quote_step: Step = "0.0005"
     """The part of its price by which an offer with a spread may lag behind the quote before it is priced anew."""
-    accept: Literal["auto", "manual"] = "auto"
-    """Orders within the offer and the limits are accepted at once, or wait for a word through the API."""
+    accept: Accept = "auto"
+    """Orders, rollovers and closes within the policy's rules are accepted at once, or wait for a word through the
+    API; `policy` may say otherwise of each kind."""
+    policy: Policy = Policy()
+    """What is accepted; its `max_quantity` and `max_exposure` go before those above."""
+
+    def make_policy(self) -> Policy:
+        """What is in force until the operator says otherwise through the API."""
+        limits = Policy(
+            accept_orders=self.accept,
+            accept_rollovers=self.accept,
+            accept_closes=self.accept,
+            max_quantity={SYMBOL: self.max_quantity},
+            max_exposure={SYMBOL: self.max_exposure},
+        )
+        return limits.changed(self.policy)
 
 
 class TakerConfig(NodeConfig):
@@ -349,13 +350,13 @@ class WorldConfig(_Table):
     hour: Seconds = 3600.0
     """Seconds that an hour takes; a block comes every sixth of it."""
     prices: Path | None = None
-    """A file with the price path."""
+    """A file with bitcoin's price path."""
     seed: Whole = 1
-    """Of the random walk, when there is no file."""
-    electrum_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
-    oracle_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
-    exchange_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
-    control_port: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] = 0
+    """Of the random walks: of ether's price, and of bitcoin's when there is no file."""
+    electrum_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    oracle_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    exchange_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    control_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
     log: LogTable = LogTable()
 
 
@@ -464,7 +465,7 @@ def _one_line(error: ValidationError, origin: Mapping[tuple[str, ...], str]) -> 
             what = "there is no such setting"
         case "value_error":
             text = str(first["ctx"]["error"])
-            what = text if isinstance(first["ctx"]["error"], _Sentence) else f"{first['input']!r} {text}"
+            what = text if isinstance(first["ctx"]["error"], Sentence) else f"{first['input']!r} {text}"
         case _:
             what = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     return " ".join(f"{where}: {what}{more}".removeprefix(": ").split())

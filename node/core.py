@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 from attrs import frozen
 
-from node import files
 from node.chain.broadcast import Broadcaster
 from node.chain.electrum import ElectrumClient, run_electrum
 from node.chain.forward import Forwarder
 from node.chain.monitor import Monitor
-from node.chain.servers import Servers
 from node.clock import Clock
 from node.config import NodeConfig
 from node.eventstore.interface import EventStore
-from node.eventstore.sqlite import run_store
 from node.network.address import Identity
 from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
@@ -35,19 +32,20 @@ from node.position.deadlines import DeadlineKeeper
 from node.position.keeper import AttestationKeeper, ChainKeeper
 from node.position.punishing import Punisher
 from node.prices import Feed
+from node.seams import MACHINE, Seams
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
 from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
-from node.workers import keep_warm
+from node.workers import in_worker_process, keep_warm
 from protocols import identify, ping
 from protocols.contract.terms import SYMBOL
 from protocols.dialogue import Dialogue
-from protocols.errors import LocalError
 from protocols.identify import PeerRole
 from protocols.offers import OracleKeys
 
 if TYPE_CHECKING:
+    import httpx2
     from fastapi import APIRouter
 
 VERSION = "0.1.0"
@@ -77,37 +75,49 @@ class Core:
 Routers = Callable[[Core], "Sequence[APIRouter]"]
 
 
-def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers: Routers) -> Core:
-    """The node, not yet running. Raises LocalError when the seed or the data directory cannot be used."""
-    _claim(config)
+def build(
+    config: NodeConfig, api_socket: socket.socket | None, role: PeerRole, routers: Routers, seams: Seams = MACHINE
+) -> Core:
+    """The node, not yet running; without a socket it serves no API.
+
+    Raises LocalError when the seed or the data directory cannot be used.
+    """
+    seed = seams.open_data(config)
     network = NETWORKS[config.network]
     if network.warning:
         log.warning(network.warning, network=network.name)
-    clock = config.make_clock()
-    seed = _seed(config)
+    clock = seams.clock(config)
     identity = Identity(seed.node_identity())
-    supervisor = Supervisor(clock=clock)
+    supervisor = Supervisor(clock=clock, jitter=seams.jitter, raise_bugs=seams.raise_bugs)
     core: Core
+    if api_socket is not None:
+        api_at = api_socket
 
-    async def run_web(*, task_status: trio.TaskStatus[None]) -> None:
-        from node.web.server import run_api
+        async def run_web(*, task_status: trio.TaskStatus[None]) -> None:
+            from node.web.server import run_api
 
-        await run_api(config.data, api_socket, routers(core), task_status=task_status)
+            await run_api(config.data, api_at, routers(core), task_status=task_status)
 
-    supervisor.service("api", run_web)
-    store = supervisor.service("store", partial(run_store, config.data / "events.sqlite", clock=clock))
-    chain = supervisor.service("chain", partial(run_electrum, Servers(config.electrum), network, clock=clock))
+        supervisor.service("api", run_web)
+    store = supervisor.service("store", seams.run_store(config, clock))
+    chain = supervisor.service("chain", partial(run_electrum, seams.electrum(config), network, clock=clock))
     monitor, broadcaster = Monitor(), Broadcaster(clock)
     supervisor.service("chain-monitor", partial(chain.call, monitor.run), [chain])
     supervisor.service("broadcaster", partial(chain.call, broadcaster.run), [chain])
-    wallet = _wallet(supervisor, config, clock, seed, chain)
+    if seams.wallet is None:
+        wallet = _bdk_wallet(supervisor, config, clock, seed, chain)
+    else:
+        wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain, [chain])
     positions = _positions(supervisor, store)
     oracle_keys = OracleKeys(
         scheme=config.oracle.scheme,
         announcement_key=bytes.fromhex(config.oracle.announcement_key),
         attestation_key=bytes.fromhex(config.oracle.attestation_key),
     )
-    oracle = _oracle(supervisor, config, clock, oracle_keys, store)
+    asked = OracleConfig(
+        config.oracle.url, oracle_keys.announcement_key, oracle_keys.attestation_key, oracle_keys.scheme
+    )
+    oracle = _oracle(supervisor, clock, asked, store, seams.oracle)
     core = Core(
         config=config,
         clock=clock,
@@ -118,8 +128,8 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
         wallet=wallet,
         positions=positions,
         oracle=oracle,
-        feeds={SYMBOL: _feed(supervisor, config, clock)},
-        endpoint=_endpoint(supervisor, config, identity, role),
+        feeds={SYMBOL: _feed(supervisor, config, clock)} if seams.feeds is None else seams.feeds(clock),
+        endpoint=_endpoint(supervisor, config, partial(seams.endpoint, identity), role),
         setup=SetupNode(
             clock=clock,
             oracle_keys=oracle_keys,
@@ -129,38 +139,53 @@ def build(config: NodeConfig, api_socket: socket.socket, role: PeerRole, routers
             wallet=wallet,
             oracle=oracle,
             seed=seed.secret,
+            entropy=seams.entropy,
+            compute=seams.compute,
         ),
     )
     _keep_contracts(core, seed, monitor)
-    supervisor.service("workers", keep_warm)
+    if seams.compute is in_worker_process:
+        supervisor.service("workers", keep_warm)
     return core
 
 
 # --- services, each with what runs it ---------------------------------------------------------------------------------
 
 
-def _wallet(
+def _bdk_wallet(
     supervisor: Supervisor, config: NodeConfig, clock: Clock, seed: Seed, chain: Service[ElectrumClient]
 ) -> Service[Wallet]:
     """The wallet, and before it the Electrum endpoint that BDK dials."""
     forwarder = Forwarder()
     forward = supervisor.service("wallet-chain", partial(chain.call, forwarder.run), [chain])
 
-    async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
+    async def bdk(_: ElectrumClient) -> Wallet:
         from node.wallet.bdk import BdkWallet
 
         wallet_file = config.data / "wallet.sqlite"
-        opened = await BdkWallet.open(
+        return await BdkWallet.open(
             seed, config.network, wallet_file, lambda: f"127.0.0.1:{forwarder.port}", clock=clock
         )
+
+    return _wallet(supervisor, bdk, chain, [chain, forward])
+
+
+def _wallet(
+    supervisor: Supervisor,
+    open_wallet: Callable[[ElectrumClient], Awaitable[Wallet]],
+    chain: Service[ElectrumClient],
+    needs: Sequence[Service[Any]],
+) -> Service[Wallet]:
+    async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
         with chain.lent() as client:
+            opened = await open_wallet(client)
             async with trio.open_nursery() as nursery:
                 task_status.started(await nursery.start(partial(run_wallet, opened, report=wallet)))
                 async for _ in client.tips():
                     await opened.sync()
                     wallet.fresh()
 
-    wallet = supervisor.service("wallet", run, [chain, forward])
+    wallet = supervisor.service("wallet", run, needs)
     return wallet
 
 
@@ -173,13 +198,16 @@ def _positions(supervisor: Supervisor, store: Service[EventStore]) -> Service[Po
 
 
 def _oracle(
-    supervisor: Supervisor, config: NodeConfig, clock: Clock, keys: OracleKeys, store: Service[EventStore]
+    supervisor: Supervisor,
+    clock: Clock,
+    asked: OracleConfig,
+    store: Service[EventStore],
+    transport: httpx2.AsyncBaseTransport | None,
 ) -> Service[OracleClient]:
-    asked = OracleConfig(config.oracle.url, keys.announcement_key, keys.attestation_key, keys.scheme)
 
     async def run(*, task_status: trio.TaskStatus[OracleClient]) -> None:
         kept = Announcements(store)
-        await run_oracle(asked, clock=clock, store=kept, report=oracle, task_status=task_status)
+        await run_oracle(asked, clock=clock, store=kept, report=oracle, transport=transport, task_status=task_status)
 
     oracle = supervisor.service("oracle", run, [store])
     return oracle
@@ -198,9 +226,11 @@ def _feed(supervisor: Supervisor, config: NodeConfig, clock: Clock) -> Feed:
     return feed
 
 
-def _endpoint(supervisor: Supervisor, config: NodeConfig, identity: Identity, role: PeerRole) -> Service[Endpoint]:
+def _endpoint(
+    supervisor: Supervisor, config: NodeConfig, make: Callable[[], Endpoint], role: PeerRole
+) -> Service[Endpoint]:
     async def run(*, task_status: trio.TaskStatus[Endpoint]) -> None:
-        endpoint = Endpoint(identity)
+        endpoint = make()
 
         def who(_: object) -> tuple[Dialogue[object], Host]:
             own = identify.Identity("cfdnode", VERSION, endpoint.paths, config.network, role)
@@ -251,38 +281,3 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
     core.supervisor.service("oracle-watch", watch.run, [core.positions, core.oracle])
     bumping = core.supervisor.service("bumping", run_bumping, [core.positions, core.chain, core.wallet])
-
-
-# --- the data directory -----------------------------------------------------------------------------------------------
-
-
-def _claim(config: NodeConfig) -> None:
-    """Contracts and coins of one network make no sense on another, so a data directory belongs to one for good."""
-    path = files.network_file(config.data)
-    try:
-        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-        if not found:
-            path.write_text(f"{config.network}\n", encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalError("bad_data_directory", f"{path}: {error}") from None
-    if found and found != config.network:
-        raise LocalError(
-            "data_of_another_network",
-            f"{config.data}: this data directory belongs to {found[:20]}, this node to {config.network}; give each"
-            " network a directory of its own",
-        )
-
-
-def _seed(config: NodeConfig) -> Seed:
-    """The seed of the data directory; a node that has none yet makes one."""
-    path = files.seed_file(config.data)
-    try:
-        return Seed.read(path)
-    except LocalError as error:
-        if error.code != "no_seed":
-            raise
-    seed = Seed.generate()
-    seed.write(path)
-    log.info("made a new seed; write its words down", file=str(path))
-    return seed

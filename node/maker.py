@@ -11,13 +11,14 @@ from attrs import define, field
 
 from node.config import MakerConfig
 from node.core import Core, build
+from node.desk import Desk
 from node.network.address import PeerAddress
 from node.network.connection import Connection
 from node.network.conversation import Host, answering, converse, speak
 from node.network.endpoint import ConnectionUp
 from node.network.errors import Refuse
 from node.network.substream import Substream
-from node.offers import OfferBoard, OrderDesk, Policy
+from node.offers import OfferBoard
 from node.oracle.client import OracleClient
 from node.quoting import Quoting
 from node.setup import Setup
@@ -47,7 +48,7 @@ class Maker:
     core: Core
     config: MakerConfig
     board: OfferBoard
-    desk: OrderDesk
+    desk: Desk
     quoting: Quoting
     listener: Service[tuple[str, int]] = field(init=False)
     _setups: Counter[bytes] = field(init=False, factory=Counter)
@@ -56,12 +57,18 @@ class Maker:
     @classmethod
     def build(cls, config: MakerConfig, api_socket: socket.socket) -> Maker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
+        from node.web.desk_api import desk_router
         from node.web.maker_api import maker_router
         from node.web.node_api import node_routers
 
         maker: Maker
-        core = build(config, api_socket, PeerRole.MAKER, lambda core: [*node_routers(core), maker_router(maker)])
-        policy = Policy(config.max_quantity, config.max_exposure, config.accept == "manual")
+        core = build(
+            config,
+            api_socket,
+            PeerRole.MAKER,
+            lambda core: [*node_routers(core), maker_router(maker), desk_router(maker)],
+        )
+        desk = Desk(config.make_policy(), core.feeds, core.clock, core.setup.entropy)
         board = OfferBoard(core.clock)
         quoting = Quoting(
             core.feeds[SYMBOL],
@@ -72,7 +79,7 @@ class Maker:
             fee_rate=core.setup.fee_rate,
             entropy=core.setup.entropy,
         )
-        maker = cls(core, config, board, OrderDesk(policy, core.clock), quoting)
+        maker = cls(core, config, board, desk, quoting)
         if core.feeds[SYMBOL].url is not None:
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
@@ -158,7 +165,7 @@ class Maker:
                 if positions.get(order_id) is not None or not self.desk.begin(order_id):
                     return Rejected("order_id_known", "an order of this id was placed before")
                 setup.order_id = order_id
-                return await self.desk.decide(ask.order, peer, positions.all())
+                return await self.desk.decide_order(ask.order, peer, positions.all())
 
         host = self.core.setup.host(Role.MAKER, peer, {Decide: decide, FindOffer: find})
         dialogue = contract_setup.maker(self.core.setup.attempt)

@@ -21,6 +21,7 @@ from node.position.commands import fail_setup
 from node.supervision import Service
 from node.wallet.holds import CoinHolds
 from node.wallet.interface import Wallet
+from node.workers import in_worker_process
 from protocols.contract.funding import FundingInput, change_value, funding_needed
 from protocols.contract.keys import attempt_keys
 from protocols.contract.oracle import Announcement
@@ -75,6 +76,8 @@ class SetupNode:
     seed: bytes = field(repr=False)
     holds: CoinHolds = Factory(CoinHolds)
     entropy: Callable[[int], bytes] = secrets.token_bytes
+    compute: Callable[[Callable[..., Any], tuple[object, ...]], Awaitable[Any]] = in_worker_process
+    """Where dialogues have heavy functions run."""
     points_asked: set[bytes] = field(factory=set, repr=False)
     """The x of every point that a peer named since the node started."""
 
@@ -101,7 +104,7 @@ class SetupNode:
             CheckCoins: self._check_coins,
             SignLock: sign_lock,
         }
-        return Host(answers={**answers, **(more or {})}, persist=persist)
+        return Host(answers={**answers, **(more or {})}, persist=persist, compute=self.compute)
 
     async def carry_out(self, setup: Setup, conversation: Awaitable[ContractPlan]) -> None:
         """Await a setup's conversation, and see to it that its failure is on record however it ends."""

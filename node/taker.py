@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from functools import partial
 
@@ -18,6 +17,7 @@ from node.network.connection import Connection
 from node.network.conversation import Host, speak
 from node.position.book import Positions
 from node.position.commands import place_order
+from node.seams import MACHINE, Seams
 from node.setup import Setup
 from node.supervision import Service, leaves
 from node.web.sockets import url_of
@@ -58,13 +58,13 @@ class Taker:
     _trades: Service[trio.Nursery] = field(init=False)
 
     @classmethod
-    def build(cls, config: TakerConfig, api_socket: socket.socket) -> Taker:
+    def build(cls, config: TakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Taker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
         from node.web.node_api import node_routers
         from node.web.taker_api import taker_router
 
         taker: Taker
-        core = build(config, api_socket, PeerRole.TAKER, lambda core: [*node_routers(core), taker_router(taker)])
+        core = build(config, api_socket, PeerRole.TAKER, lambda core: [*node_routers(core), taker_router(taker)], seams)
         taker = cls(core, config)
         for text in config.makers:
             address = PeerAddress.parse(text)
@@ -118,7 +118,7 @@ class Taker:
             if link.latency is not None:
                 await trio.sleep(ping.EVERY)
             sent_at = trio.current_time()
-            return os.urandom(ping.SIZE)
+            return self.core.setup.entropy(ping.SIZE)
 
         async def answered(_: Answered) -> None:
             link.latency = trio.current_time() - sent_at

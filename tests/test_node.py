@@ -257,7 +257,7 @@ async def test_a_whole_trade_from_an_offer_to_both_payouts_on_the_chain(tmp_path
 
         await this.maker.sees(paid)
         assert (await this.taker.get("/wallet"))["margin_locked"] == 0
-        assert (await this.maker.get("/maker"))["exposure"] == 0
+        assert (await this.maker.get("/maker"))["exposure"]["BTCUSD"] == 0
         late = await this.maker.post(f"/positions/{order_id}/force-close")
         assert (late.status_code, late.json()["code"]) == (409, "already_committed")
 
@@ -390,7 +390,7 @@ async def test_what_the_maker_does_not_take_is_refused_with_its_reason(tmp_path:
         await this.both(first, "opening")
         view = await this.taker.comes_to(await this.order(), "rejected", "opening")
         assert view["refusal"]["code"] == "max_exposure"
-        assert (await this.maker.get("/maker"))["exposure"] == -1_000
+        assert (await this.maker.get("/maker"))["exposure"]["BTCUSD"] == -1_000
 
         gone = this.offer["id"]
         answer = await this.maker.http.delete(f"/offers/{gone}")

@@ -64,6 +64,7 @@ class Connection:
         dialled: bool,
         on_stream: Callable[[Substream], None],
         liveness: Liveness,
+        substream: type[Substream] = Substream,
     ) -> None:
         """`session` is established; `on_stream` is called with each substream that the peer opens."""
         self.session = session
@@ -73,6 +74,7 @@ class Connection:
         self._carrier = carrier
         self._on_stream = on_stream
         self._liveness = liveness
+        self._make_substream = substream
         self._substreams: dict[int, Substream] = {}
         self._outgoing = bytearray()
         self._in_flight = 0
@@ -130,7 +132,7 @@ class Connection:
             if not streams.streams_allowed:
                 raise ConnectionLost("the peer takes no more streams, it is shutting down")
             await self._slots.park()
-        substream = Substream(self, streams.open_stream(path), path)
+        substream = self._make_substream(self, streams.open_stream(path), path)
         self._substreams[substream.stream_id] = substream
         # The opening leaves with the first data; if none follows at once, the writer takes it along.
         self._to_write.unpark_all()
@@ -296,7 +298,7 @@ class Connection:
         for event in events:
             match event:
                 case StreamOpened(stream_id, path):
-                    self._substreams[stream_id] = Substream(self, stream_id, path)
+                    self._substreams[stream_id] = self._make_substream(self, stream_id, path)
                     self._on_stream(self._substreams[stream_id])
                 case (
                     DataArrived(stream_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from typing import Protocol
 
 import structlog
 import trio
@@ -61,6 +62,29 @@ _OFFENDERS = 1024
 _LISTEN_BACKLOG = 1024
 
 
+class Carriers(Protocol):
+    """Where carriers come from. Both raise OSError."""
+
+    async def dial(self, host: str, port: int) -> trio.abc.Stream: ...
+
+    async def listen(self, host: str, port: int) -> tuple[list[trio.abc.Listener[trio.abc.Stream]], tuple[str, int]]:
+        """Listeners, and the address that they listen on: port 0 is any that is free."""
+        ...
+
+
+class _Tcp:
+    async def dial(self, host: str, port: int) -> trio.abc.Stream:
+        return await trio.open_tcp_stream(host, port)
+
+    async def listen(self, host: str, port: int) -> tuple[list[trio.abc.Listener[trio.abc.Stream]], tuple[str, int]]:
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=_LISTEN_BACKLOG)
+        where = listeners[0].socket.getsockname()
+        return list(listeners), (where[0], where[1])
+
+
+TCP: Carriers = _Tcp()
+
+
 @define(eq=False)
 class _Stranger:
     session: Session
@@ -71,7 +95,8 @@ class Endpoint:
     """All connections of one identity. `run` must be running for anything but `handle` to work.
 
     `entropy(n)` returns n random bytes (ephemeral keys). `allow`, when given, are the only peers that may dial us;
-    those in `block` may not, and are not dialled. Both may be replaced at any time.
+    those in `block` may not, and are not dialled. Both may be replaced at any time. `carriers` and `substream` take
+    the place of TCP, and of what dialogues are held on, in a simulation.
     """
 
     def __init__(
@@ -81,6 +106,8 @@ class Endpoint:
         handlers: Mapping[str, Handler] | None = None,
         limits: Limits | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
+        carriers: Carriers = TCP,
+        substream: type[Substream] = Substream,
         allow: Collection[PeerId] | None = None,
         block: Collection[PeerId] = frozenset(),
     ) -> None:
@@ -93,6 +120,8 @@ class Endpoint:
         """Connections that ended because the peer broke the protocol."""
         self._limits = limits or Limits()
         self._entropy = entropy
+        self._carriers = carriers
+        self._substream = substream
         self._handlers: dict[str, Handler] = {}
         self._connections: dict[Connection, None] = {}
         self._strangers: dict[_Stranger, None] = {}
@@ -166,11 +195,10 @@ class Endpoint:
         """`listen`, until this call is cancelled; connections that were taken go on. Started with the address."""
         nursery = self._running()
         try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=_LISTEN_BACKLOG)
+            listeners, where = await self._carriers.listen(host, port)
         except OSError as error:
             raise CannotListen(host, port, _why(error)) from error
-        where = listeners[0].socket.getsockname()
-        task_status.started((where[0], where[1]))
+        task_status.started(where)
         await trio.serve_listeners(self.accept, listeners, handler_nursery=nursery)
 
     async def dial(self, address: PeerAddress) -> Connection:
@@ -183,7 +211,7 @@ class Endpoint:
         place = f"{address.host}:{address.port}"
         with trio.move_on_after(self._limits.handshake_within):
             try:
-                carrier = await trio.open_tcp_stream(address.host, address.port)
+                carrier = await self._carriers.dial(address.host, address.port)
             except OSError as error:
                 raise DialFailed(place, _why(error)) from error
             try:
@@ -265,7 +293,12 @@ class Endpoint:
 
     def _connection(self, carrier: trio.abc.Stream, session: Session, *, dialled: bool) -> Connection:
         connection = Connection(
-            carrier, session, dialled=dialled, on_stream=self._stream_opened, liveness=self._limits.liveness
+            carrier,
+            session,
+            dialled=dialled,
+            on_stream=self._stream_opened,
+            liveness=self._limits.liveness,
+            substream=self._substream,
         )
         same = [other for other in self._connections if other.peer == connection.peer and not other.closed]
         if len(same) >= self._limits.connections_per_peer:

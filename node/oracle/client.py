@@ -196,7 +196,7 @@ class OracleClient:
         """Fetch the announcement that the next contract settles with, so that a failing oracle shows before an order
         needs it."""
         while True:
-            event = self._scheme.event_id(-(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR)
+            event = self._scheme.event_id("BTCUSD", -(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR)
             try:
                 await self.announcement(event)
             except WorldError as error:
@@ -329,13 +329,14 @@ async def run_oracle(
     clock: Clock,
     store: OracleRecords,
     report: Report = UNREPORTED,
+    transport: httpx2.AsyncBaseTransport | None = None,
     task_status: trio.TaskStatus[OracleClient] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Start with the client of an oracle and look ahead for ever. An oracle that fails is reported and asked again;
-    it never ends this."""
+    it never ends this. `transport` takes the place of TCP."""
     # no compression: 64 kB are to be 64 kB; and a proxy is named in the configuration or there is none
     headers = {"accept-encoding": "identity", "user-agent": "cfdnode"}
-    async with httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=False) as http:
+    async with httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=False, transport=transport) as http:
         oracle = OracleClient(config, http, clock=clock, store=store, report=report)
         await oracle.load()
         task_status.started(oracle)

@@ -47,12 +47,15 @@ class PureWallet(Wallet):
         *,
         clock: Clock | None = None,
         revealed: Sequence[int] = (0, 0),
+        gap: int = GAP_LIMIT,
     ) -> None:
-        """`seed` is the 64 bytes of BIP39, `network` one of `node.networks`."""
+        """`seed` is the 64 bytes of BIP39, `network` one of `node.networks`; so many unused scripts in a row as `gap`
+        says end the first scan."""
         super().__init__(network, clock or Clock())
         self._account = Account(seed, network)
         self._chain = chain
         self._revealed = list(revealed)
+        self._gap = gap
         self._derived = [0, 0]
         self._places: dict[bytes, tuple[int, int]] = {}
         self._height: int | None = None
@@ -64,7 +67,7 @@ class PureWallet(Wallet):
         return self._revealed[RECEIVE], self._revealed[CHANGE]
 
     async def _sync(self) -> None:
-        gap = GAP_LIMIT if self._height is None else 0
+        gap = self._gap if self._height is None else 0
         while True:
             tip = self._chain.tip
             heights = await self._scan(RECEIVE, gap) | await self._scan(CHANGE, gap)

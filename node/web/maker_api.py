@@ -1,4 +1,4 @@
-"""The maker's part of the API: offers are set and withdrawn, waiting orders answered."""
+"""The maker's part of the API: what is at stake, offers set and withdrawn. Requests and policy: `desk_api`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.errors import FieldError
 from node.maker import Maker
-from node.offers import WaitingOrder, exposure
 from node.quoting import Quoted
+from node.rules import exposure, stakes_of
 from node.web.node_api import HexId
 from node.web.views import offer_view
-from protocols.codec import Rejected
 from protocols.contract.numbers import BadNumber
 from protocols.contract.terms import Side
 from protocols.offers import ID_LENGTH, Offer
@@ -41,14 +40,6 @@ class OfferIn(BaseModel):
     tolerance_far: str = "0.01"
 
 
-class Refusal(BaseModel):
-    """Why an order is refused by hand."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    sentence: str = Field(default="the maker does not take this order", min_length=1, max_length=200)
-
-
 def maker_router(maker: Maker) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
     core, config = maker.core, maker.config
@@ -57,11 +48,11 @@ def maker_router(maker: Maker) -> APIRouter:
     async def about() -> dict[str, Any]:
         """The address for takers, and what is at stake over all positions."""
         with core.positions.lent() as positions:
-            exposed = exposure(positions.all())
+            exposed = exposure(stakes_of(positions.all()))
         return {
             "address": str(maker.address),
-            "exposure": exposed,
-            "max_exposure": config.max_exposure,
+            "exposure": {symbol: exposed[symbol] for symbol in core.feeds},
+            "max_exposure": maker.desk.policy.max_exposure,
             "quoted": [_quoted_view(quoted) for quoted in maker.quoting.all()],
         }
 
@@ -118,22 +109,6 @@ def maker_router(maker: Maker) -> APIRouter:
         """No offer of this symbol and maker's side follows the market any more; the one that stands is withdrawn."""
         return _quoted_view(maker.quoting.drop(symbol, side))
 
-    @router.get("/orders")
-    async def waiting_orders() -> list[dict[str, Any]]:
-        """Orders that wait for a word, when the policy is manual."""
-        return [_order_view(waiting) for waiting in maker.desk.waiting.values()]
-
-    @router.post("/orders/{order_id}/accept")
-    async def accept(order_id: HexId) -> dict[str, Any]:
-        return _order_view(maker.desk.answer(bytes.fromhex(order_id), None))
-
-    @router.post("/orders/{order_id}/reject")
-    async def reject(order_id: HexId, refusal: Refusal | None = None) -> dict[str, Any]:
-        sentence = (refusal or Refusal()).sentence
-        if not sentence.isprintable():
-            raise FieldError("sentence", "sentence must be one line of printable characters")
-        return _order_view(maker.desk.answer(bytes.fromhex(order_id), Rejected("declined_by_hand", sentence)))
-
     def _price_of(said: OfferIn, side: Side) -> str:
         if said.price is not None and said.spread is None:
             return said.price
@@ -151,15 +126,4 @@ def _quoted_view(quoted: Quoted) -> dict[str, Any]:
         "spread": quoted.spread,
         "offer": offer_view(quoted.offer) if quoted.offer is not None else None,
         "reason": quoted.reason,
-    }
-
-
-def _order_view(waiting: WaitingOrder) -> dict[str, Any]:
-    return {
-        "order_id": waiting.order.order_id.hex(),
-        "counterparty": waiting.peer.hex(),
-        "since": waiting.since,
-        "quantity": waiting.order.quantity,
-        "leverage": waiting.order.leverage,
-        "offer": offer_view(waiting.order.offer),
     }

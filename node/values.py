@@ -1,0 +1,54 @@
+"""Types of what a configuration file, the environment, a flag or a request of the operator may say."""
+
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from protocols.contract.numbers import BadNumber, parse_part, parse_rate
+from protocols.contract.terms import SYMBOL
+
+
+class Sentence(ValueError):
+    """What is wrong with a value, as a sentence that shows the value itself."""
+
+
+def _whole(number: object) -> object:
+    if isinstance(number, bool | float):
+        raise ValueError("is not a whole number")
+    return number
+
+
+def _band(text: str) -> str:
+    try:
+        parse_part(text, "band", high="0.5")
+    except BadNumber as error:
+        raise ValueError(f"is not {error.allowed}") from None
+    return text
+
+
+def _rate(text: str) -> str:
+    try:
+        parse_rate(text)
+    except BadNumber as error:
+        raise ValueError(f"is not {error.allowed}") from None
+    return text
+
+
+def _symbol(name: str) -> str:
+    if name != SYMBOL:
+        raise ValueError(f"is not a contract symbol that this version knows; allowed is {SYMBOL}")
+    return name
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Band = Annotated[str, AfterValidator(_band)]
+"""A part of a price, 0 to 0.5."""
+Rate = Annotated[str, AfterValidator(_rate)]
+"""Per 24 h; positive: long pays short."""
+Symbol = Annotated[str, AfterValidator(_symbol)]
+
+Value = TypeVar("Value")
+BySymbol = Mapping[Symbol, Value]
