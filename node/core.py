@@ -28,7 +28,9 @@ from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
 from node.position.bumping import Bumper
+from node.position.deadlines import DeadlineKeeper
 from node.position.keeper import AttestationKeeper, ChainKeeper
+from node.position.punishing import Punisher
 from node.prices import Feed
 from node.seams import MACHINE, Seams
 from node.setup import SetupNode
@@ -262,10 +264,20 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     async def run_bumping(*, task_status: trio.TaskStatus[None]) -> None:
         await bumper.run(report=bumping, task_status=task_status)
 
+    async def run_punishing(*, task_status: trio.TaskStatus[None]) -> None:
+        punisher = Punisher(core.positions, core.chain, core.setup.fee_rate, seed.secret, report=punishing)
+        await punisher.run(task_status=task_status)
+
+    async def run_deadlines(*, task_status: trio.TaskStatus[None]) -> None:
+        keeper = DeadlineKeeper(core.positions, monitor, core.clock, report=deadlines)
+        await keeper.run(task_status=task_status)
+
     attestations = AttestationKeeper(core.positions, core.oracle)
     contracts = core.supervisor.service("contracts", run_contracts, [core.positions])
     locks = core.supervisor.service("locks", run_locks, [core.positions])
     core.supervisor.service("attestations", attestations.run, [core.positions, core.oracle])
+    deadlines = core.supervisor.service("deadlines", run_deadlines, [core.positions])
+    punishing = core.supervisor.service("punishing", run_punishing, [core.positions, core.chain])
     watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
     core.supervisor.service("oracle-watch", watch.run, [core.positions, core.oracle])
     bumping = core.supervisor.service("bumping", run_bumping, [core.positions, core.chain, core.wallet])

@@ -11,8 +11,9 @@ from node.chain.monitor import Seen, View
 from node.position.commands import Command, place_order
 from node.position.due import due
 from node.position.events import Event
+from node.position.evolve import evolve
 from node.position.facts import command_of
-from node.position.state import Position, State, evolve
+from node.position.state import Position, State
 from protocols.contract.oracle import OLIVIA, Attestation, parse_attestation
 from protocols.contract.signing import Signatures
 from protocols.contract.terms import Role
@@ -127,9 +128,9 @@ def block(height: int) -> bytes:
     return height.to_bytes(32, "big")
 
 
-def wanted(made: History, *lost: bytes) -> dict[bytes, bytes]:
+def wanted(made: History) -> dict[bytes, bytes]:
     """What is due, with everything at hand."""
-    return due(made.position, TRADER[made.role].seed, signatures(made.role), lost)
+    return due(made.position, TRADER[made.role].seed, signatures(made.role))
 
 
 def view(tip: int, *placed: tuple[dict[bytes, bytes], int | None]) -> View:

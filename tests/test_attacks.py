@@ -17,7 +17,8 @@ from node.errors import Conflict
 from node.eventstore.memory import MemoryBackend
 from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LockKeeper, lock_fee, spend_back
-from node.position.commands import force_close, observe
+from node.position.commands import force_close
+from node.position.observing import observe
 from node.position.state import State
 from node.regtest.mempool import Entry
 from node.taker import check_fineness
@@ -250,7 +251,8 @@ def test_a_taker_that_never_got_the_makers_witnesses_learns_them_from_the_chain(
     assert wanted(taker) == {}  # a server may show any witness
     taker.do(observe(view(101, ({txid: raw}, 101))))
     assert (taker.state(), wanted(taker)) == (State.OPEN, {})
-    assert wanted(taker, txid) == {txid: raw}
+    taker.do(observe(view(101)))
+    assert (taker.state(), wanted(taker)) == (State.OPENING, {txid: raw})
 
 
 def test_the_peers_commit_that_a_reorganisation_took_is_brought_back_by_us() -> None:
@@ -262,7 +264,7 @@ def test_the_peers_commit_that_a_reorganisation_took_is_brought_back_by_us() -> 
     ours.do(observe(view(103, (lock, 100), (commit, 102))))
     assert (ours.state(), wanted(ours)) == (State.COMMITTED, {})
     ours.do(observe(view(104, (lock, 100))))
-    ((txid, raw),) = wanted(ours, *commit).items()
+    ((txid, raw),) = wanted(ours).items()
     assert [txid] == list(commit)
     blocks = REGTEST_TIMELOCKS.refund
     ours.do(observe(view(105 + blocks, (lock, 100), ({txid: raw}, 105))))

@@ -20,8 +20,9 @@ from node.eventstore.memory import MemoryBackend, inline, run_memory_store
 from node.eventstore.sqlite import run_store
 from node.health import State as Up
 from node.position.book import CONFLICT_TRIES, STREAM, Positions, run_positions
-from node.position.commands import Command, fail_setup, observe, place_order
+from node.position.commands import Command, fail_setup, place_order
 from node.position.events import CODEC, Event, OrderRejected
+from node.position.observing import observe
 from node.position.state import Position, State
 from node.supervision import Run, Service
 from protocols.contract.keys import Points, negated

@@ -201,7 +201,7 @@ async def test_a_cet_is_raised_out_of_its_payout_and_so_is_its_commit_before(tmp
         assert this.confirmed(id_)
         assert this.confirmed(child.txid)
         await until(lambda: this.node.position(this.deal.plan.order_id).state is State.SETTLED)
-        ending = this.node.position(this.deal.plan.order_id).cet
+        ending = this.node.position(this.deal.plan.order_id).ending
         assert ending is not None
         assert ending.payout(Role.TAKER) == payout  # what the contract owes; the fee is the owner's affair
         assert payout - child.fee in [coin.value for coin in unspent(this.world, PAYOUTS[Role.TAKER])]

@@ -9,8 +9,10 @@ from bitcoin.core import CTransaction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.position.commands import attest, fail_setup, force_close, observe
+from node.position.commands import attest, fail_setup, force_close
 from node.position.due import due
+from node.position.observing import observe
+from node.position.state import State
 from node.regtest.consensus import check_scripts
 from protocols.contract.outcomes import covering
 from protocols.contract.sighash import TxOut
@@ -59,8 +61,15 @@ def committed(role: Role, blocks: int, *commands: tuple[int, int]) -> History:
     made, lock = locked(role)
     made.do(force_close("by the user"))
     commit = wanted(made)
-    made.do(*(attest(event, attestation(event, price)) for event, price in commands))
+    made.do(*(attest(attestation(event, price)) for event, price in commands))
     made.do(observe(view(COMMITTED + blocks - 1, (lock, LOCKED), (commit, COMMITTED))))
+    return made
+
+
+def forced(role: Role) -> History:
+    """About to publish its commit."""
+    made, _ = locked(role)
+    made.do(force_close("by the user"))
     return made
 
 
@@ -140,7 +149,7 @@ def test_the_refund_if_nothing_was_attested(role: Role) -> None:
     ((txid, raw),) = wanted(made).items()
     assert txid == made.position.transactions().refund.GetTxid()
     complete(made, txid, raw)
-    made.do(attest(LAST, attestation(LAST, 60_000)))
+    made.do(attest(attestation(LAST, 60_000)))
     assert wanted(made) == {}  # until a look at the chain says that the CET's lock is over
 
 
@@ -149,10 +158,17 @@ def test_what_a_reorganisation_took_is_due_again_parents_first(role: Role) -> No
     made = committed(role, REGTEST_TIMELOCKS.refund)
     transactions = made.position.transactions()
     lock, commit, refund = transactions.lock_txid, transactions.commit_txid, transactions.refund.GetTxid()
-    assert list(wanted(made, lock, commit)) == [lock, commit, refund]
-    assert list(wanted(made, commit)) == [commit, refund]
-    for txid, raw in wanted(made, lock, commit).items():
-        complete(made, txid, raw)
+    raw_lock, raw_commit = wanted(history(Role.MAKER)), wanted(forced(role))
+    assert list(wanted(made)) == [refund]
+    tip = COMMITTED + REGTEST_TIMELOCKS.refund
+    made.do(observe(view(tip, (raw_lock, LOCKED), (raw_commit, None))))
+    assert list(wanted(made)) == [commit]
+    made.do(observe(view(tip, (raw_lock, None))))
+    assert (made.state(), list(wanted(made))) == (State.OPENING, [lock])
+    made.do(observe(view(tip + 1, (raw_lock, tip + 1))))
+    assert (made.state(), list(wanted(made))) == (State.FORCE_CLOSING, [commit])
+    made.do(observe(view(tip + 3, (raw_lock, tip + 1), (raw_commit, tip + 2))))
+    assert (made.state(), wanted(made)) == (State.COMMITTED, {})
 
 
 def test_a_commit_of_the_peer_that_is_lost_is_no_business_of_ours_without_a_reason() -> None:
@@ -161,7 +177,7 @@ def test_a_commit_of_the_peer_that_is_lost_is_no_business_of_ours_without_a_reas
     other.do(force_close("by the user"))
     commit = wanted(other)
     made.do(observe(view(COMMITTED, (lock, LOCKED), (commit, COMMITTED))))
-    assert wanted(made, *commit) == {}
+    assert wanted(made) == {}
 
 
 @BOTH
@@ -177,7 +193,7 @@ def test_a_seed_or_signatures_of_somebody_else_are_noticed(role: Role) -> None:
 @BOTH
 def test_the_same_position_gives_the_same_bytes(role: Role) -> None:
     def all_of(made: History) -> Iterable[tuple[bytes, bytes]]:
-        return wanted(made, made.position.transactions().lock_txid, made.position.transactions().commit_txid).items()
+        return (*wanted(forced(role)).items(), *wanted(made).items())
 
     made = committed(role, REGTEST_TIMELOCKS.settlement, (LAST, 60_000))
     assert list(all_of(made)) == list(all_of(committed(role, REGTEST_TIMELOCKS.settlement, (LAST, 60_000))))

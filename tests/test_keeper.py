@@ -110,7 +110,7 @@ async def test_a_contract_settles_at_the_attested_price(tmp_path: Path) -> None:
         await this.come_to(State.SETTLED)
         await until(lambda: not any(node.broadcaster.status() for node in this.nodes.values()))
         for role in Role:
-            ending = this.nodes[role].position(this.order_id).cet
+            ending = this.nodes[role].position(this.order_id).ending
             assert ending is not None
             assert {each: ending.payout(each) for each in Role} == this.owed(1, 60_000)
         assert this.paid() == this.owed(1, 60_000)

@@ -21,7 +21,6 @@ from node.chain.monitor import View
 from node.eventstore.interface import NewEvent, Recorded
 from node.position.abandon import spend_back
 from node.position.commands import (
-    ABANDONED_CONFIRMATIONS,
     Command,
     abandon_lock,
     attest,
@@ -31,36 +30,63 @@ from node.position.commands import (
     fail_setup,
     force_close,
     hold_signatures,
-    observe,
     place_order,
 )
 from node.position.events import (
     CODEC,
     AttemptStarted,
+    Buried,
     CetConfirmed,
     CetPublished,
     CetTimelockExpired,
+    CloseCompleted,
+    CloseConfirmed,
+    CloseFailed,
+    CloseProposed,
+    ClosePublished,
+    CloseRejected,
+    CloseSigned,
     CommitConfirmed,
     CommitPublished,
     CommitPublishing,
     CommitSignatureGiven,
+    ConfirmationLost,
     ContractSigned,
     Event,
+    Following,
     LockAbandoned,
     LockConfirmed,
     LockSigned,
     OrderPlaced,
     OrderRejected,
     PriceAttested,
+    PunishConfirmed,
+    PunishPublished,
+    PunishSigned,
+    Recovered,
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
+    RevocationReceived,
+    RevokedCommitSeen,
+    Revoking,
+    RolloverBegun,
+    RolloverFailed,
+    RolloverHeld,
+    RolloverRejected,
+    RolloverSigned,
     SetupAbandoned,
     SetupFailed,
     SetupStarted,
+    SpendCompleted,
+    SpendConfirmed,
+    SpendPublished,
+    SpendSigned,
 )
+from node.position.evolve import replay
 from node.position.facts import command_of, decode_signatures, encode_signatures
-from node.position.state import ENDED, State, replay
+from node.position.observing import ABANDONED_CONFIRMATIONS, observe
+from node.position.state import ENDED, EndingKind, State
 from protocols.contract.funding import FundingInput
 from protocols.contract.keys import Points
 from protocols.contract.outcomes import covering
@@ -105,6 +131,7 @@ def _party(first: int) -> Party:
     return Party(_points(first), coins, b"\x51\x20" + bytes([first + 5]) * 32, b"\x00\x14" + bytes([first + 6]) * 20)
 
 
+FOLLOWING = Following(WORKED, (b"{}", b"[1]"), "-0.0005", _points(64))
 TXID, BLOCK = bytes(range(32)), bytes(range(32, 64))
 
 EXAMPLES: tuple[Event, ...] = (
@@ -121,7 +148,7 @@ EXAMPLES: tuple[Event, ...] = (
     LockConfirmed(TXID, 141, BLOCK),
     PriceAttested(0, 24, 49_262, b'{"attestation":null}'),
     CommitPublishing(0, "the oracle attested 49262"),
-    CommitPublished(0, TXID),
+    CommitPublished(0, TXID, bytes([3, 0, 0, 0])),
     CommitConfirmed(0, TXID, 300, BLOCK),
     CetTimelockExpired(317),
     CetPublished(TXID, 1_000_000, 0),
@@ -129,6 +156,31 @@ EXAMPLES: tuple[Event, ...] = (
     RefundTimelockExpired(515),
     RefundPublished(TXID, 1, 2),
     RefundConfirmed(TXID, 516, BLOCK, 1, 2),
+    RolloverBegun(1, bytes([10]) * 32, _points(48), FOLLOWING),
+    RolloverHeld(1, _points(48), FOLLOWING, bytes([11]) * 65, TXID),
+    RolloverSigned(1, bytes([12]) * 65),
+    Revoking(0),
+    RevocationReceived(0, bytes([13]) * 32),
+    RolloverRejected("no_quote", "the maker has no fresh quote"),
+    RolloverFailed("peer_gone", "the peer is gone"),
+    CloseProposed("54000.5", "53900"),
+    CloseRejected("price_moved", "the price has moved"),
+    CloseFailed("peer_gone", "the peer is gone"),
+    CloseSigned("54000.5", TXID, None),
+    CloseCompleted(bytes([3, 0, 0, 0])),
+    ClosePublished(TXID, 1, 2),
+    CloseConfirmed(TXID, 516, BLOCK, 1, 2),
+    SpendSigned(0, 24, 49_262, TXID, bytes([3, 0, 0, 0])),
+    SpendCompleted(bytes([3, 0, 0, 0])),
+    SpendPublished(TXID, 1, 2),
+    SpendConfirmed(TXID, 516, BLOCK, 1, 2),
+    RevokedCommitSeen(0, TXID),
+    PunishSigned(TXID, bytes([3, 0, 0, 0])),
+    PunishPublished(TXID, 0, 2),
+    PunishConfirmed(TXID, 516, BLOCK, 0, 2),
+    ConfirmationLost(TXID),
+    Buried(616),
+    Recovered("restored from a backup"),
 )
 
 
@@ -212,7 +264,7 @@ class Life:
         return self
 
     def attest(self, price: int, event: int = LAST) -> Life:
-        self.made.do(attest(event, attestation(event, price)))
+        self.made.do(attest(attestation(event, price)))
         return self
 
     def publish_commit(self) -> Life:
@@ -294,9 +346,9 @@ def test_payouts_are_those_of_the_contract_to_the_satoshi(role: Role) -> None:
     position = settled(role).made.position
     outcome = covering(position.transactions().outcomes, LAST, 60_000)
     assert outcome is not None
-    assert position.cet is not None
+    assert position.ending is not None
     payouts = Payout(position.plan().terms).split(outcome.long)
-    assert {each: position.cet.payout(each) for each in Role} == payouts
+    assert {each: position.ending.payout(each) for each in Role} == payouts
     assert sum(payouts.values()) == position.plan().terms.pool
 
 
@@ -314,7 +366,7 @@ def test_states_of_a_refund() -> None:
     assert life.state() is State.REFUNDING
     life.confirm_ending()
     assert life.state() is State.REFUNDED
-    refund = life.made.position.refund
+    refund = life.made.position.ending
     assert refund is not None
     assert {role: refund.payout(role) for role in Role} == Payout(life.made.position.plan().terms).refund()
 
@@ -359,11 +411,11 @@ def test_sides_and_margins(role: Role) -> None:
 def test_one_look_at_a_chain_that_went_on_without_us_tells_all_of_it() -> None:
     after = settled(Role.TAKER)
     late = history(Role.TAKER)
-    late.do(attest(LAST, attestation(LAST, 60_000)))
+    late.do(attest(attestation(LAST, 60_000)))
     assert late.state() is State.OPENING
     late.do(observe(after.view))
     assert late.state() is State.SETTLED
-    assert late.position.cet == after.made.position.cet
+    assert late.position.ending == after.made.position.ending
     assert len(set(names(late.events))) == len(late.events)
 
 
@@ -408,30 +460,30 @@ def test_liquidation_before_expiry_goes_by_the_shorter_lock() -> None:
     assert not life.made.position.cet_timelock_expired
     life.wait(REGTEST_TIMELOCKS.liquidation).publish_ending().confirm_ending()
     position = life.made.position
-    assert position.cet is not None
-    assert (position.cet.maker_payout, position.cet.taker_payout) == (position.plan().terms.pool, 0)
+    assert position.ending is not None
+    assert (position.ending.maker_payout, position.ending.taker_payout) == (position.plan().terms.pool, 0)
 
 
 def test_the_earliest_attested_region_counts() -> None:
     life = Life(Role.MAKER).confirm_lock()
-    assert life.made.do(attest(3, attestation(3, CALM))) == []
+    assert life.made.do(attest(attestation(3, CALM))) == []
     life.attest(60_000)
     life.attest(LIQUIDATING, event=7)
-    assert life.made.do(attest(9, attestation(9, LIQUIDATING))) == []
+    assert life.made.do(attest(attestation(9, LIQUIDATING))) == []
     life.attest(LIQUIDATING, event=2)
     attested = life.made.position.attested
     assert attested is not None
     assert attested.event == 2
     assert names(life.made.events).count("CommitPublishing") == 1
     life.publish_commit().confirm_commit().wait(REGTEST_TIMELOCKS.liquidation)
-    assert life.made.do(attest(1, attestation(1, LIQUIDATING))) == []  # what is being claimed does not change
+    assert life.made.do(attest(attestation(1, LIQUIDATING))) == []  # what is being claimed does not change
 
 
 def test_a_reorganisation_moves_the_commit_and_with_it_the_time_of_the_cet() -> None:
     life = Life(Role.MAKER).confirm_lock().attest(60_000).publish_commit().confirm_commit()
     life.tip += 5
     life.placed[-1] = (life.commit, COMMITTED + 5)
-    assert life.see() == []
+    assert names(life.see()) == ["ConfirmationLost", "CommitConfirmed"]
     life.tip = COMMITTED + 5 + REGTEST_TIMELOCKS.settlement - 2
     assert life.see() == []
     life.tip += 1
@@ -458,7 +510,8 @@ def test_the_refund_confirms_though_a_cet_was_seen_and_the_other_way_round() -> 
         assert not made.position.ended
         made.do(observe(view(tip + 3, *settling.placed, (last, tip + 1))))
         assert made.position.state is state
-        assert (made.position.cet is None) == (state is State.REFUNDED)
+        assert made.position.ending is not None
+        assert (made.position.ending.kind is EndingKind.REFUND) == (state is State.REFUNDED)
         assert wanted(made) == {}
 
 
@@ -666,7 +719,7 @@ def test_what_may_be_said_twice_gives_nothing_the_second_time() -> None:
 )
 def test_without_a_contract_there_is_nothing_to_observe_or_attest(made: History) -> None:
     lock = wanted(history(Role.MAKER))
-    assert made.do(observe(view(300, (lock, 200))), attest(LAST, attestation(LAST, CALM))) == []
+    assert made.do(observe(view(300, (lock, 200))), attest(attestation(LAST, CALM))) == []
 
 
 # --- any order --------------------------------------------------------------------------------------------------------
@@ -694,7 +747,7 @@ def pool(role: Role) -> list[Command]:
     views.append(life.view)
     refund = wanted(life.made)
     settling = History(role, unsettled)
-    settling.do(attest(LAST, attestation(LAST, 60_000)), observe(life.view))
+    settling.do(attest(attestation(LAST, 60_000)), observe(life.view))
     cet = wanted(settling)
     for ending in (cet, refund):
         for at in (None, life.tip, life.tip - 2):
@@ -703,7 +756,7 @@ def pool(role: Role) -> list[Command]:
     return [
         *commands(role),
         *map(observe, views),
-        *(attest(event, attestation(event, price)) for event, price in attested),
+        *(attest(attestation(event, price)) for event, price in attested),
         fail_setup("peer_gone", "the peer is gone"),
         force_close("by the user"),
     ]
@@ -735,7 +788,7 @@ def test_any_sequence_of_commands_leaves_a_sound_position(data: st.DataObject) -
             assert made.position.contract == before.contract
             assert not made.position.failed
         if made.position.attested is not None and made.position.lock is not None:
-            assert made.position.publishing is not None or made.position.commit is not None
+            assert made.position.publishing or made.position.commit or made.position.ending
     again = replay(ORDER_ID, [CODEC.decode(recorded(CODEC.encode(event))) for event in made.events])
     assert again == made.position
     assert made.position.version == len(made.events)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from node.position.commands import attest, force_close, observe
+from node.position.commands import attest, force_close
+from node.position.observing import observe
 from node.position.state import State
 from node.web.views import position_view
 from protocols.contract.outcomes import covering
@@ -26,7 +27,7 @@ def test_a_settlement_is_shown_with_its_price_and_without_when_only_the_chain_to
     published = ({txid_of(cet): cet.serialize()}, tip)
 
     told = history(Role.TAKER)
-    told.do(observe(view(100, (lock, 100))), force_close("a test"), attest(LAST, attestation(LAST, CALM)))
+    told.do(observe(view(100, (lock, 100))), force_close("a test"), attest(attestation(LAST, CALM)))
     by_oracle = position_view(told.position, {})["settlement"]
     assert by_oracle["price"] == CALM
 

@@ -19,7 +19,7 @@ from node.clock import Clock
 from node.errors import Disconnected
 from node.oracle.client import OracleClient
 from node.position.book import Positions
-from node.position.state import Position
+from node.position.state import EndingKind, Position
 from node.supervision import Service
 from protocols.contract.contradictions import Opening
 from protocols.contract.keys import attempt_keys
@@ -79,9 +79,14 @@ class OracleWatch:
                 _log.info("the oracle did not answer again", oracle_event=announcement.id, reason=error.sentence)
 
     def _recent_cet(self, position: Position) -> bytes | None:
-        if position.cet is None or (position.ended and position.changed_at < self.clock.now() - LOOK_BACK):
+        ending = position.ending
+        if (
+            ending is None
+            or ending.kind is not EndingKind.CET
+            or (position.ended and position.changed_at < self.clock.now() - LOOK_BACK)
+        ):
             return None
-        return position.cet.txid
+        return ending.txid
 
     async def _look_at(self, position: Position, cet: bytes) -> None:
         """What the peer was told, by the CET that it published."""

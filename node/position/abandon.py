@@ -47,7 +47,7 @@ _log = structlog.get_logger(__name__)
 
 def lock_fee(position: Position) -> int:
     """What the lock leaves to the miners, in satoshis."""
-    transactions = position.transactions()
+    transactions = position.transactions(0)
     spent: int = sum(coin.value for coin in transactions.lock_inputs)
     kept: int = sum(output.nValue for output in transactions.lock.vout)
     return spent - kept
@@ -84,7 +84,7 @@ def spend_back(position: Position, script: bytes, estimate: int) -> tuple[CTrans
 
 def _fee(position: Position, abandoned: LockAbandoned) -> int:
     tx = CTransaction.deserialize(abandoned.raw)
-    values = {coin.outpoint: coin.value for coin in position.transactions().lock_inputs}
+    values = {coin.outpoint: coin.value for coin in position.transactions(0).lock_inputs}
     spent: int = sum(values[each] for each in outpoints(tx))
     kept: int = sum(output.nValue for output in tx.vout)
     return spent - kept
@@ -141,7 +141,7 @@ class LockKeeper:
         since = trio.current_time()
         while (position := positions.get(order_id)) is not None and position.state in OUT:
             # the wall clock may be set back, by years: what we waited ourselves counts too
-            waited = max(self.clock.now() - position.signed_at, trio.current_time() - since)
+            waited = max(self.clock.now() - position.out_since, trio.current_time() - since)
             left = self.after - waited
             if position.abandoned is not None:
                 if pays_too_little(position, await self.fee_rate()):
@@ -154,7 +154,7 @@ class LockKeeper:
     async def _in_a_mempool(self, position: Position) -> bool:
         with self.monitor.follow(watched_scripts(position)) as views:
             view = await anext(views)
-        return position.transactions().lock_txid in view.transactions
+        return position.transactions(0).lock_txid in view.transactions
 
     async def _abandon(self, positions: Positions, position: Position) -> None:
         order = position.id.hex()

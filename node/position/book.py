@@ -19,9 +19,18 @@ from node.eventstore.codec import BadEvent
 from node.eventstore.interface import Blob, Conflict, EventStore
 from node.health import UNREPORTED, Report
 from node.position.commands import Command, fail_setup
-from node.position.events import CODEC, AttemptStarted, CommitSignatureGiven, Event, signatures_blob
+from node.position.events import (
+    CODEC,
+    AttemptStarted,
+    CommitSignatureGiven,
+    Event,
+    RolloverBegun,
+    RolloverHeld,
+    signatures_blob,
+)
+from node.position.evolve import evolve, replay
 from node.position.facts import command_of, decode_signatures
-from node.position.state import Position, State, evolve, replay
+from node.position.state import Position, State
 from node.supervision import Service
 from protocols.contract.funding import OutPoint
 from protocols.contract.keys import Points, negated
@@ -160,9 +169,17 @@ class Positions:
 
 
 def _parties(event: Event) -> list[Points]:
-    if isinstance(event, AttemptStarted):
-        return [event.own.points, *([event.peer.points] if event.peer else [])]
-    return [event.peer.points] if isinstance(event, CommitSignatureGiven) else []
+    match event:
+        case AttemptStarted():
+            return [event.own.points, *([event.peer.points] if event.peer else [])]
+        case CommitSignatureGiven():
+            return [event.peer.points]
+        case RolloverBegun():
+            return [event.own, *([event.following.peer] if event.following else [])]
+        case RolloverHeld():
+            return [event.following.peer] if event.following else []
+        case _:
+            return []
 
 
 async def run_positions(

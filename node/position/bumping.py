@@ -204,19 +204,31 @@ def _payout_script(position: Position) -> bytes:
 
 
 async def _waiting(client: ElectrumClient, position: Position, kept: Mapping[bytes, bytes]) -> Parent | None:
-    """The first of a position's due transactions that is in no block, pays something to us, and can have a child."""
-    transactions = position.transactions()
+    """The first of a position's due transactions that is in no block, pays something to us, and can have a child.
+
+    One that a mempool shows comes before one that none does: of a close and a commit only one can be there. What
+    punishes is made anew with a higher fee instead (`node.position.punishing`).
+    """
+    lock, present, script = position.transactions(0), position.transactions(), _payout_script(position)
+    commits = {position.commit_txid(each) for each in position.attempts}
     parents: dict[bytes, Parent | None] = {}
     for id_, raw in kept.items():
-        if id_ == transactions.commit_txid:
-            if _stake(position, transactions):
-                parents[id_] = anchored(raw, transactions.lock_value)
-        elif any(each.prevout.hash == transactions.commit_txid for each in CTransaction.deserialize(raw).vin):
-            parents[id_] = paying(raw, transactions.commit_value, _payout_script(position))
+        spent = {each.prevout.hash for each in CTransaction.deserialize(raw).vin}
+        if position.cheated:
+            continue
+        if id_ in commits:
+            if _stake(position, present):
+                parents[id_] = anchored(raw, lock.lock_value)
+        elif lock.lock_txid in spent:
+            parents[id_] = paying(raw, lock.lock_value, script)
+        elif present.commit_txid in spent:
+            parents[id_] = paying(raw, present.commit_value, script)
     if not parents:
         return None
-    heights = dict(await client.history(transactions.commit_script))
-    return next((parent for id_, parent in parents.items() if not heights.get(id_)), None)
+    heights = dict(await client.history(lock.lock_script)) | dict(await client.history(present.commit_script))
+    waiting = [id_ for id_ in parents if heights.get(id_, 0) <= 0]
+    shown = [id_ for id_ in waiting if id_ in heights]
+    return next((parents[id_] for id_ in (*shown, *waiting)), None)
 
 
 def _stake(position: Position, transactions: ContractTransactions) -> int:

@@ -10,63 +10,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from node.chain.monitor import Seen, View
 from node.position.events import (
     AttemptStarted,
-    CetConfirmed,
-    CetPublished,
-    CetTimelockExpired,
-    CommitConfirmed,
-    CommitPublished,
     CommitPublishing,
     CommitSignatureGiven,
     ContractSigned,
     Event,
     LockAbandoned,
-    LockConfirmed,
     LockSigned,
     OrderPlaced,
     OrderRejected,
     PriceAttested,
-    RefundConfirmed,
-    RefundPublished,
-    RefundTimelockExpired,
-    SetupAbandoned,
+    Recovered,
     SetupFailed,
     SetupStarted,
-    Witnesses,
 )
-from node.position.state import Position, evolve
+from node.position.evolve import evolve
+from node.position.state import Position
 from protocols.contract.oracle import Attestation
 from protocols.contract.outcomes import covering
 from protocols.contract.terms import Role
-from protocols.contract.transactions import ContractTransactions
-from protocols.contract.transactions import txid as txid_of
 from protocols.contract_setup import (
     AttemptBegun,
     LockComplete,
     Order,
     SetupComplete,
     SignaturesHeld,
-    check_lock_witnesses,
 )
-from protocols.errors import LocalError, RemoteProtocolError
+from protocols.errors import LocalError
 
 Command: TypeAlias = Callable[[Position], list[Event]]
-
-LOCK_CONFIRMATIONS = 1
-COMMIT_CONFIRMATIONS = 1
-ABANDONED_CONFIRMATIONS = 6
-"""Confirmations of what was spent back after which the lock is impossible."""
-ENDING_CONFIRMATIONS = 3
-"""Confirmations after which a CET or a refund is final."""
 
 
 class RefusedCommand(LocalError):
     """The position is not in a state in which this can be done."""
 
 
-def _refuse(position: Position, code: str, sentence: str) -> RefusedCommand:
+def refuse(position: Position, code: str, sentence: str) -> RefusedCommand:
     return RefusedCommand(code, f"position {position.id.hex()} is {position.state.value}: {sentence}")
 
 
@@ -78,7 +58,7 @@ def place_order(order: Order, role: Role, peer: bytes) -> Command:
 
     def decide(position: Position) -> list[Event]:
         if position.version:
-            raise _refuse(position, "order_id_known", "an order of this id exists already")
+            raise refuse(position, "order_id_known", "an order of this id exists already")
         return [OrderPlaced(role, peer, order.offer, order.quantity, order.leverage)]
 
     return decide
@@ -92,9 +72,9 @@ def begin_attempt(fact: AttemptBegun, peer: bytes) -> Command:
         if fact.role is Role.MAKER:
             events += place_order(fact.order, fact.role, peer)(position)
         elif not position.version or position.peer != peer:
-            raise _refuse(position, "unknown_order", "this peer was sent no such order")
+            raise refuse(position, "unknown_order", "this peer was sent no such order")
         if position.attempts or position.refusal is not None:
-            raise _refuse(position, "already_attempted", "a setup is attempted once; order anew")
+            raise refuse(position, "already_attempted", "a setup is attempted once; order anew")
         return [
             *events,
             SetupStarted(fact.terms, tuple(announcement.raw for announcement in fact.announcements)),
@@ -109,10 +89,10 @@ def hold_signatures(fact: SignaturesHeld) -> Command:
 
     def decide(position: Position) -> list[Event]:
         if position.refusal is not None or fact.index >= len(position.attempts):
-            raise _refuse(position, "no_such_attempt", f"attempt {fact.index} is not under way")
+            raise refuse(position, "no_such_attempt", f"attempt {fact.index} is not under way")
         attempt = position.attempts[fact.index]
         if attempt.signatures_held or attempt.peer not in (None, fact.peer):
-            raise _refuse(position, "already_signed", "one attempt carries one set of terms and signatures")
+            raise refuse(position, "already_signed", "one attempt carries one set of terms and signatures")
         return [CommitSignatureGiven(fact.index, fact.peer)]
 
     return decide
@@ -121,9 +101,9 @@ def hold_signatures(fact: SignaturesHeld) -> Command:
 def complete_setup(fact: SetupComplete) -> Command:
     def decide(position: Position) -> list[Event]:
         if position.refusal is not None or not position.attempts or not position.attempts[0].signatures_held:
-            raise _refuse(position, "not_setting_up", "the peer's signatures are not held")
+            raise refuse(position, "not_setting_up", "the peer's signatures are not held")
         if position.contract is not None:
-            raise _refuse(position, "already_signed", "the contract is signed already")
+            raise refuse(position, "already_signed", "the contract is signed already")
         return [ContractSigned(0, fact.commit_signature, fact.own_witnesses, fact.peer_witnesses)]
 
     return decide
@@ -132,7 +112,7 @@ def complete_setup(fact: SetupComplete) -> Command:
 def complete_lock(fact: LockComplete) -> Command:
     def decide(position: Position) -> list[Event]:
         if position.contract is None:
-            raise _refuse(position, "not_signed", "there is no contract whose lock could be complete")
+            raise refuse(position, "not_signed", "there is no contract whose lock could be complete")
         return [] if position.peer_witnesses is not None else [LockSigned(fact.peer_witnesses)]
 
     return decide
@@ -143,7 +123,7 @@ def fail_setup(code: str, sentence: str) -> Command:
 
     def decide(position: Position) -> list[Event]:
         if position.contract is not None:
-            raise _refuse(position, "already_signed", "our lock signatures left; the lock decides")
+            raise refuse(position, "already_signed", "our lock signatures left; the lock decides")
         if not position.version or position.refusal is not None:
             return []
         if not position.attempts:
@@ -164,7 +144,7 @@ def abandon_lock(txid: bytes, raw: bytes) -> Command:
 
     def decide(position: Position) -> list[Event]:
         if position.contract is None or position.lock is not None or position.ended:
-            raise _refuse(position, "no_lock_to_abandon", "there is no unconfirmed lock with our signatures")
+            raise refuse(position, "no_lock_to_abandon", "there is no unconfirmed lock with our signatures")
         known = position.abandoned
         return [] if known is not None and known.txid == txid else [LockAbandoned(txid, raw)]
 
@@ -180,164 +160,75 @@ def force_close(reason: str) -> Command:
     def decide(position: Position) -> list[Event]:
         contract = position.contract
         if contract is None or position.lock is None:
-            raise _refuse(position, "not_open", "there is no confirmed lock that a commit could spend")
+            raise refuse(position, "not_open", "there is no confirmed lock that a commit could spend")
         if position.commit is not None or position.ended:
-            raise _refuse(position, "already_committed", "the commit is confirmed")
+            raise refuse(position, "already_committed", "the lock is spent already")
+        if position.recovered:
+            raise refuse(
+                position, "recovered", "this record may be older than what was signed, and the commit revoked since"
+            )
         return [] if position.publishing is not None else [CommitPublishing(contract.index, reason)]
 
     return decide
 
 
-# --- what the chain and the oracle show -------------------------------------------------------------------------------
-
-
-def observe(view: View) -> Command:
-    """Whatever is new in the chain: each fact once."""
+def recover(reason: str) -> Command:
+    """From now on this record counts as one that may be older than what was signed."""
 
     def decide(position: Position) -> list[Event]:
+        return [] if position.recovered or position.over else [Recovered(reason)]
+
+    return decide
+
+
+# --- what the oracle says ---------------------------------------------------------------------------------------------
+
+
+def attest(attestation: Attestation) -> Command:
+    """The oracle attested an event. Only a price that a contract pays out at is recorded, for each that may pay out."""
+
+    def decide(position: Position) -> list[Event]:
+        if position.contract is None or position.ended:
+            return []
         events: list[Event] = []
-        if position.contract is None:
-            return events
-        transactions = position.transactions()
-        for step in (_observe_lock, _observe_abandonment, _observe_commit, _observe_timelocks, _observe_ending):
-            fresh = step(position, transactions, view)
-            for event in fresh:
-                position = evolve(position, event)
-            events += fresh
-            due = _consequences(position)
-            for event in due:
-                position = evolve(position, event)
-            events += due
-        return events
+        for attempt in position.claimable:
+            if attempt.index == _out(position) and position.cet_timelock_expired:
+                continue  # too late to change what is being claimed
+            transactions = position.transactions(attempt.index)
+            named = [each.id for each in transactions.plan.announcements]
+            if attestation.id not in named:
+                continue
+            event, known = named.index(attestation.id), position.attested_for(attempt.index)
+            if known is not None and known.event <= event:
+                continue  # the earliest attested region counts
+            if covering(transactions.outcomes, event, attestation.price) is None:
+                continue
+            attested = PriceAttested(attempt.index, event, attestation.price, attestation.raw)
+            position = evolve(position, attested)
+            events.append(attested)
+        return [*events, *consequences(position)] if events else []
 
     return decide
 
 
-def _observe_lock(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
-    txid = transactions.lock_txid
-    events: list[Event] = []
-    seen = view.transactions.get(txid)
-    if seen is not None and position.peer_witnesses is None:
-        # the maker published it and kept its last message; should the lock be lost again, we can bring it back
-        witnesses = _peer_witnesses(position, transactions, seen)
-        events += [] if witnesses is None else [LockSigned(witnesses)]
-    if position.lock is None and view.confirmations(txid) >= LOCK_CONFIRMATIONS:
-        events.append(LockConfirmed(txid, *_where(view, txid)))
-    return events
+def _out(position: Position) -> int | None:
+    return position.commit_seen.index if position.commit_seen is not None else None
 
 
-def _peer_witnesses(position: Position, transactions: ContractTransactions, seen: Seen) -> Witnesses | None:
-    """The peer's witnesses in a lock; None if they are not valid: witnesses are the chain server's word."""
-    first = 0 if position.role is Role.TAKER else len(transactions.plan.maker.inputs)
-    witnesses = tuple(tuple(map(bytes, each.scriptWitness.stack)) for each in seen.tx.wit.vtxinwit)
-    found = witnesses[first : first + len(transactions.plan.party(position.role.other).inputs)]
-    try:
-        check_lock_witnesses(transactions.plan, position.role.other, found)
-    except RemoteProtocolError:
-        return None
-    return found
-
-
-def _observe_abandonment(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
-    if position.abandoned is None or position.lock is not None or position.spent_back is not None:
-        return []
-    # one that was replaced may be the one that confirms
-    own = transactions.plan.party(position.role).inputs
-    spenders = (view.spender(coin.txid, coin.vout) for coin in own)
-    for seen in spenders:
-        if seen is None or seen.txid == transactions.lock_txid:
-            continue
-        if view.confirmations(seen.txid) >= ABANDONED_CONFIRMATIONS:
-            return [SetupAbandoned(seen.txid, *_where(view, seen.txid))]
-    return []
-
-
-def _observe_commit(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
-    txid, index = transactions.commit_txid, transactions.plan.index
-    events: list[Event] = []
-    if txid in view.transactions and position.commit_seen is None:
-        events.append(CommitPublished(index, txid))
-    if position.commit is None and view.confirmations(txid) >= COMMIT_CONFIRMATIONS:
-        events.append(CommitConfirmed(index, txid, *_where(view, txid)))
-    if position.commit is not None and position.publishing is None and not view.confirmations(txid):
-        # the peer's, and it may not bring it back: without it there is neither CET nor refund
-        events.append(CommitPublishing(index, "a reorganisation took the peer's commit out of the chain"))
-    return events
-
-
-def _observe_timelocks(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
-    if position.commit is None:
-        return []
-    events: list[Event] = []
-    # BIP68: a relative lock of n blocks is over for the block n after the one that confirmed; the next is tip + 1. As
-    # the commit stands now: a reorganisation may have moved it.
-    passed = view.confirmations(transactions.commit_txid)
-    timelocks = transactions.plan.terms.timelocks
-    if position.attested is not None and not position.cet_timelock_expired:
-        settles = position.attested.event == len(transactions.plan.announcements) - 1
-        if passed >= (timelocks.settlement if settles else timelocks.liquidation):
-            events.append(CetTimelockExpired(view.tip_height))
-    if not position.refund_timelock_expired and passed >= timelocks.refund:
-        events.append(RefundTimelockExpired(view.tip_height))
-    return events
-
-
-def _observe_ending(position: Position, transactions: ContractTransactions, view: View) -> list[Event]:
-    seen = view.spender(transactions.commit_txid, 0)
-    if seen is None:
-        return []
-    txid = seen.txid
-    final = view.confirmations(txid) >= ENDING_CONFIRMATIONS
-    paid = {
-        role: sum(out.nValue for out in seen.tx.vout if out.scriptPubKey == transactions.plan.party(role).payout_script)
-        for role in Role
-    }
-    payouts = paid[Role.MAKER], paid[Role.TAKER]
-    known = position.cet or position.refund
-    if known is not None and known.txid == txid and bool(known.confirmed) >= final:
-        return []
-    if txid == txid_of(transactions.refund):
-        return [RefundConfirmed(txid, *_where(view, txid), *payouts) if final else RefundPublished(txid, *payouts)]
-    return [CetConfirmed(txid, *_where(view, txid), *payouts) if final else CetPublished(txid, *payouts)]
-
-
-def _where(view: View, txid: bytes) -> tuple[int, bytes]:
-    seen = view.transactions[txid]
-    assert seen.height is not None
-    assert seen.block_hash is not None
-    return seen.height, seen.block_hash
-
-
-def attest(event: int, attestation: Attestation) -> Command:
-    """The oracle attested one of the contract's events; only a price that the contract pays out at is recorded."""
-
-    def decide(position: Position) -> list[Event]:
-        contract = position.contract
-        if contract is None or position.ended:
-            return []
-        if position.attested is not None and position.attested.event <= event:
-            return []  # the earliest attested region counts
-        if position.cet_timelock_expired:
-            return []  # too late to change what is being claimed
-        outcomes = position.transactions().outcomes
-        if covering(outcomes, event, attestation.price) is None:
-            return []
-        attested = PriceAttested(contract.index, event, attestation.price, attestation.raw)
-        return [attested, *_consequences(evolve(position, attested))]
-
-    return decide
-
-
-def _consequences(position: Position) -> list[Event]:
+def consequences(position: Position) -> list[Event]:
     """An attested price is acted upon as soon as there is a lock to spend: the commit goes out, unless it is confirmed.
 
     That the peer published it is not enough: a mempool may drop it, and then nobody else sees to it that it comes back.
     """
+    contract = position.contract
+    attested = position.attested_for(contract.index) if contract is not None else None
     if (
-        position.attested is not None
-        and position.lock is not None
-        and position.publishing is None
-        and position.commit is None
+        attested is None
+        or position.lock is None
+        or position.publishing is not None
+        or position.commit is not None
+        or position.ending is not None
+        or position.recovered
     ):
-        return [CommitPublishing(position.attested.index, f"the oracle attested {position.attested.price}")]
-    return []
+        return []
+    return [CommitPublishing(attested.index, f"the oracle attested {attested.price}")]

@@ -1,12 +1,8 @@
-"""Which transactions a position must have broadcast now: a function of its events and of what the chain shows, so a
-restart changes nothing."""
+"""Which transactions a position must have broadcast now. Its events alone say so, and a restart changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from node.position.state import Attempt, Position
-from protocols.contract.keys import AttemptKeys, attempt_keys
+from node.position.state import Position
 from protocols.contract.oracle import opening_scalar, parse_attestation
 from protocols.contract.outcomes import covering
 from protocols.contract.signing import (
@@ -19,62 +15,82 @@ from protocols.contract.signing import (
 from protocols.contract.terms import Role
 
 
-def due(
-    position: Position, seed: bytes, signatures: Signatures | None, lost: Collection[bytes] = ()
-) -> dict[bytes, bytes]:
+def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[bytes, bytes]:
     """Transactions by id, parents before children, each complete; empty when nothing is to be broadcast.
 
-    `seed` is the node's 64-byte seed, `signatures` the peer's of the present contract. `lost` are the ids of those
-    that were confirmed once and are not any more: a reorganisation took them out of the chain.
+    `seed` is the node's 64-byte seed, `signatures` the peer's of the present contract. Some may exclude each other, as
+    a close and a commit do: whichever the chain takes.
     """
-    contract = position.contract
-    if contract is None or position.ended:
+    if position.contract is None or position.ended:
         return {}
-    plan = position.plan(contract.index)
-    transactions = position.transactions(contract.index)
-    wanted: dict[bytes, bytes] = {}
-    own, peer = position.own_witnesses, position.peer_witnesses
-    if position.abandoned is not None and position.lock is None:
-        return {position.abandoned.txid: position.abandoned.raw}
-    if (position.lock is None or transactions.lock_txid in lost) and own is not None and peer is not None:
-        witnesses = dict(enumerate((*own, *peer) if position.role is Role.MAKER else (*peer, *own)))
-        wanted[transactions.lock_txid] = complete_lock(plan, witnesses)
     if position.lock is None:
+        return _lock(position)
+    wanted: dict[bytes, bytes] = {}
+    seen = position.commit_seen
+    if position.commit is None:
+        if position.closing is not None and position.close_raw is not None:
+            wanted[position.closing.txid] = position.close_raw
+        if position.publishing is not None:
+            txid, raw = _commit(position, position.publishing.index, seed)
+            wanted[txid] = raw
+        elif position.cheated and seen is not None:
+            wanted[seen.txid] = seen.raw
+    if position.cheated:
+        if position.punish is not None:
+            wanted[position.punish.txid] = position.punish.raw
         return wanted
-    if position.publishing is not None and (position.commit is None or transactions.commit_txid in lost):
-        assert contract.commit_signature is not None
-        keys = _keys(position, contract, seed)
-        commit = complete_commit(plan, position.role, keys, contract.commit_signature)
-        wanted[transactions.commit_txid] = commit
-    if position.commit is None or signatures is None:
+    if position.commit is None:
         return wanted
-    keys = _keys(position, contract, seed)
-    attested = position.attested
-    if attested is not None and position.cet_timelock_expired:
-        announcement = plan.announcements[attested.event]
-        attestation = parse_attestation(attested.raw, announcement)
-        outcome = covering(transactions.outcomes, attested.event, attested.price)
-        assert attestation is not None
-        assert outcome is not None
-        raw = complete_cet(
-            plan,
-            position.role,
-            keys.fund,
-            outcome,
-            peer_signature=signatures.of(transactions, outcome),
-            opening=opening_scalar(attestation, announcement, outcome.digits),
-        )
-        wanted[transactions.cet(outcome).GetTxid()] = raw
-    elif attested is None and position.refund_timelock_expired:
-        wanted[transactions.refund.GetTxid()] = complete_refund(plan, position.role, keys.fund, signatures.refund)
+    if position.spend is not None and position.spend_raw is not None:
+        wanted[position.spend.txid] = position.spend_raw
+    if signatures is not None:
+        wanted |= _claim(position, seed, signatures)
     return wanted
 
 
-def _keys(position: Position, attempt: Attempt, seed: bytes) -> AttemptKeys:
-    return attempt_keys(
-        seed,
-        setup_salt=position.attempts[0].salt,
-        salt=attempt.salt,
-        order_id=position.id,
-        index=attempt.index,
+def needs_signatures(position: Position) -> bool:
+    """Whether what is due is made with the peer's refund and CET signatures."""
+    return position.cet_timelock_expired or position.refund_timelock_expired
+
+
+def _lock(position: Position) -> dict[bytes, bytes]:
+    if position.abandoned is not None:
+        return {position.abandoned.txid: position.abandoned.raw}
+    own, peer = position.own_witnesses, position.peer_witnesses
+    if own is None or peer is None:
+        return {}
+    witnesses = dict(enumerate((*own, *peer) if position.role is Role.MAKER else (*peer, *own)))
+    return {position.transactions(0).lock_txid: complete_lock(position.plan(0), witnesses)}
+
+
+def _commit(position: Position, index: int, seed: bytes) -> tuple[bytes, bytes]:
+    attempt = position.attempts[index]
+    assert attempt.commit_signature is not None, "only what can be enforced is published"
+    raw = complete_commit(position.plan(index), position.role, position.keys(index, seed), attempt.commit_signature)
+    return position.commit_txid(attempt), raw
+
+
+def _claim(position: Position, seed: bytes, signatures: Signatures) -> dict[bytes, bytes]:
+    """The CET of the attested price, or without one the refund, once its lock is over."""
+    plan, transactions, attested = position.plan(), position.transactions(), position.attested
+    fund = position.keys(plan.index, seed).fund
+    if attested is None:
+        if not position.refund_timelock_expired:
+            return {}
+        return {transactions.refund.GetTxid(): complete_refund(plan, position.role, fund, signatures.refund)}
+    if not position.cet_timelock_expired:
+        return {}
+    announcement = plan.announcements[attested.event]
+    attestation = parse_attestation(attested.raw, announcement)
+    outcome = covering(transactions.outcomes, attested.event, attested.price)
+    assert attestation is not None
+    assert outcome is not None
+    raw = complete_cet(
+        plan,
+        position.role,
+        fund,
+        outcome,
+        peer_signature=signatures.of(transactions, outcome),
+        opening=opening_scalar(attestation, announcement, outcome.digits),
     )
+    return {transactions.cet(outcome).GetTxid(): raw}

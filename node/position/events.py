@@ -1,7 +1,10 @@
 """What happened to a position: facts in the past tense, with exactly the data needed to act on them.
 
 Names and versions in the store are those given to `CODEC.event` and never change (:mod:`node.eventstore.codec`). The
-large signature sets are blobs beside `CommitSignatureGiven`; see `signatures_blob`.
+large signature sets are blobs beside `CommitSignatureGiven` and `RolloverHeld`; see `signatures_blob`.
+
+The records of a rollover, R0 to R4 of network.md, are RolloverBegun, RolloverHeld, RolloverSigned, Revoking and
+RevocationReceived.
 """
 
 from typing import TypeAlias
@@ -9,6 +12,7 @@ from typing import TypeAlias
 from attrs import field, frozen
 
 from node.eventstore.codec import EventCodec
+from protocols.contract.keys import Points
 from protocols.contract.terms import Role, Terms
 from protocols.contract.transactions import Party
 from protocols.offers import Offer
@@ -154,10 +158,12 @@ class CommitPublishing:
 @CODEC.event("CommitPublished")
 @frozen
 class CommitPublished:
-    """The commit was seen, by whomever it was published."""
+    """The commit was seen, by whomever it was published; the newest of these is the one that stands."""
 
     index: int
     txid: bytes
+    raw: bytes = field(repr=False)
+    """As it was seen: its witness tells the publish secret of whoever published it."""
 
 
 @CODEC.event("CommitConfirmed")
@@ -177,17 +183,17 @@ class CetTimelockExpired:
     height: int
 
 
-@CODEC.event("CetPublished")
 @frozen
-class CetPublished:
+class Published:
+    """A transaction that ends the position was seen. Payouts are the outputs as they stand there."""
+
     txid: bytes
     maker_payout: int
     taker_payout: int
 
 
-@CODEC.event("CetConfirmed")
 @frozen
-class CetConfirmed:
+class Confirmed:
     """Final: deep enough in the chain. Payouts are the outputs as they stand there."""
 
     txid: bytes
@@ -195,6 +201,18 @@ class CetConfirmed:
     block: bytes
     maker_payout: int
     taker_payout: int
+
+
+@CODEC.event("CetPublished")
+@frozen
+class CetPublished(Published):
+    pass
+
+
+@CODEC.event("CetConfirmed")
+@frozen
+class CetConfirmed(Confirmed):
+    pass
 
 
 @CODEC.event("RefundTimelockExpired")
@@ -205,20 +223,260 @@ class RefundTimelockExpired:
 
 @CODEC.event("RefundPublished")
 @frozen
-class RefundPublished:
-    txid: bytes
-    maker_payout: int
-    taker_payout: int
+class RefundPublished(Published):
+    pass
 
 
 @CODEC.event("RefundConfirmed")
 @frozen
-class RefundConfirmed:
+class RefundConfirmed(Confirmed):
+    pass
+
+
+# --- rollover ---------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Following:
+    """The contract that is to follow, but for our own points."""
+
+    terms: Terms
+    announcements: tuple[bytes, ...] = field(repr=False)
+    funding_rate: str
+    """By which its fee account is carried on, per 24 h."""
+    peer: Points
+
+
+@CODEC.event("RolloverBegun")
+@frozen
+class RolloverBegun:
+    """R0: recorded before our points left. Nothing binds us yet; another attempt has another salt."""
+
+    index: int
+    """Of the contract that is to follow."""
+    salt: bytes = field(repr=False)
+    own: Points
+    following: Following | None
+    """None with the taker, who learns it from the maker's answer."""
+
+
+@CODEC.event("RolloverHeld")
+@frozen
+class RolloverHeld:
+    """R1: the peer's refund and CET signatures are held and verified (a blob beside this event). From here on our
+    commit signature counts as given: this attempt is the next contract for ever, and its commit is watched for."""
+
+    index: int
+    own: Points
+    """Of which attempt."""
+    following: Following | None
+    """None with the maker: it is that of the attempt."""
+    commit_signature: bytes = field(repr=False)
+    """Ours, encrypted to the peer's publish point."""
+    commit_txid: bytes
+
+
+@CODEC.event("RolloverSigned")
+@frozen
+class RolloverSigned:
+    """R2: the next contract can be enforced."""
+
+    index: int
+    commit_signature: bytes = field(repr=False)
+    """The peer's, encrypted to our publish point."""
+
+
+@CODEC.event("Revoking")
+@frozen
+class Revoking:
+    """R3: our revocation of this contract counts as left; we never publish its commit."""
+
+    index: int
+
+
+@CODEC.event("RevocationReceived")
+@frozen
+class RevocationReceived:
+    """R4: the peer's revocation of this contract, checked: a commit of it that the peer publishes is punished."""
+
+    index: int
+    secret: bytes = field(repr=False)
+
+
+@CODEC.event("RolloverRejected")
+@frozen
+class RolloverRejected:
+    """The peer said no."""
+
+    code: str
+    sentence: str
+
+
+@CODEC.event("RolloverFailed")
+@frozen
+class RolloverFailed:
+    """A rollover broke, or we said no. What is on record of it stands."""
+
+    code: str
+    sentence: str
+
+
+# --- close ------------------------------------------------------------------------------------------------------------
+
+
+@CODEC.event("CloseProposed")
+@frozen
+class CloseProposed:
+    """The user wants the position closed, at this price or one that is no worse than the limit."""
+
+    price: str
+    limit: str
+
+
+@CODEC.event("CloseRejected")
+@frozen
+class CloseRejected:
+    """The peer said no."""
+
+    code: str
+    sentence: str
+
+
+@CODEC.event("CloseFailed")
+@frozen
+class CloseFailed:
+    """A close broke, or we said no. Once our signature left, the lock decides."""
+
+    code: str
+    sentence: str
+
+
+@CODEC.event("CloseSigned")
+@frozen
+class CloseSigned:
+    """From here on our partial signature counts as left: no other close and no rollover until the lock is spent."""
+
+    price: str
     txid: bytes
+    raw: bytes | None = field(repr=False)
+    """The complete close, if we have it."""
+
+
+@CODEC.event("CloseCompleted")
+@frozen
+class CloseCompleted:
+    """The close with both sides' signatures: we can broadcast it too."""
+
+    raw: bytes = field(repr=False)
+
+
+@CODEC.event("ClosePublished")
+@frozen
+class ClosePublished(Published):
+    pass
+
+
+@CODEC.event("CloseConfirmed")
+@frozen
+class CloseConfirmed(Confirmed):
+    pass
+
+
+# --- the cooperative spend of a commit --------------------------------------------------------------------------------
+
+
+@CODEC.event("SpendSigned")
+@frozen
+class SpendSigned:
+    """From here on our signature of the cooperative spend counts as left."""
+
+    index: int
+    event: int
+    """Which of the contract's events is attested, from 0."""
+    price: int
+    txid: bytes
+    raw: bytes | None = field(repr=False)
+    """The complete spend, if we have it."""
+
+
+@CODEC.event("SpendCompleted")
+@frozen
+class SpendCompleted:
+    """The cooperative spend with both sides' signatures: we can broadcast it too."""
+
+    raw: bytes = field(repr=False)
+
+
+@CODEC.event("SpendPublished")
+@frozen
+class SpendPublished(Published):
+    pass
+
+
+@CODEC.event("SpendConfirmed")
+@frozen
+class SpendConfirmed(Confirmed):
+    pass
+
+
+# --- a revoked commit -------------------------------------------------------------------------------------------------
+
+
+@CODEC.event("RevokedCommitSeen")
+@frozen
+class RevokedCommitSeen:
+    """The peer published a commit that it had revoked."""
+
+    index: int
+    txid: bytes
+
+
+@CODEC.event("PunishSigned")
+@frozen
+class PunishSigned:
+    """Recorded before it is broadcast. A later one replaces it, with a higher fee."""
+
+    txid: bytes
+    raw: bytes = field(repr=False)
+
+
+@CODEC.event("PunishPublished")
+@frozen
+class PunishPublished(Published):
+    pass
+
+
+@CODEC.event("PunishConfirmed")
+@frozen
+class PunishConfirmed(Confirmed):
+    pass
+
+
+# --- what is rarer ----------------------------------------------------------------------------------------------------
+
+
+@CODEC.event("ConfirmationLost")
+@frozen
+class ConfirmationLost:
+    """A reorganisation took this transaction out of the block that it was in."""
+
+    txid: bytes
+
+
+@CODEC.event("Buried")
+@frozen
+class Buried:
+    """What ended the position is so deep in the chain that nothing is watched any more."""
+
     height: int
-    block: bytes
-    maker_payout: int
-    taker_payout: int
+
+
+@CODEC.event("Recovered")
+@frozen
+class Recovered:
+    """This node's record may be older than what it has signed: it publishes no commit of its own accord any more."""
+
+    reason: str
 
 
 Event: TypeAlias = (
@@ -243,6 +501,31 @@ Event: TypeAlias = (
     | RefundTimelockExpired
     | RefundPublished
     | RefundConfirmed
+    | RolloverBegun
+    | RolloverHeld
+    | RolloverSigned
+    | Revoking
+    | RevocationReceived
+    | RolloverRejected
+    | RolloverFailed
+    | CloseProposed
+    | CloseRejected
+    | CloseFailed
+    | CloseSigned
+    | CloseCompleted
+    | ClosePublished
+    | CloseConfirmed
+    | SpendSigned
+    | SpendCompleted
+    | SpendPublished
+    | SpendConfirmed
+    | RevokedCommitSeen
+    | PunishSigned
+    | PunishPublished
+    | PunishConfirmed
+    | ConfirmationLost
+    | Buried
+    | Recovered
 )
 
 

@@ -3,27 +3,72 @@
 from __future__ import annotations
 
 from node.eventstore.interface import Blob
+from node.position.closing import complete_close, complete_spend, sign_close, sign_spend
 from node.position.commands import Command, begin_attempt, complete_lock, complete_setup, hold_signatures
-from node.position.events import signatures_blob
+from node.position.events import Event, signatures_blob
+from node.position.evolve import evolve
+from node.position.rolling import begin_rollover, complete_rollover, hold_revocation, hold_rollover, revoke
+from node.position.state import Position
+from protocols import contract_setup, rollover, settlement
 from protocols.contract.signing import Signatures
-from protocols.contract_setup import AttemptBegun, LockComplete, SetupComplete, SignaturesHeld
 from protocols.dialogue import Fact
 from protocols.errors import LocalError
 
+Made = tuple[bytes, Command, tuple[Blob, ...]]
 
-def command_of(fact: Fact, peer: bytes) -> tuple[bytes, Command, tuple[Blob, ...]]:
+
+def command_of(fact: Fact, peer: bytes) -> Made:
     """The order id, the command, and the blobs stored with its first event. `peer`: who the dialogue is with."""
     match fact:
-        case AttemptBegun():
+        case contract_setup.AttemptBegun():
             return fact.order.order_id, begin_attempt(fact, peer), ()
-        case SignaturesHeld():
-            blob = Blob(signatures_blob(fact.index), encode_signatures(fact.signatures))
-            return fact.order_id, hold_signatures(fact), (blob,)
-        case SetupComplete():
+        case contract_setup.SignaturesHeld():
+            return fact.order_id, hold_signatures(fact), (_blob(fact.index, fact.signatures),)
+        case contract_setup.SetupComplete():
             return fact.order_id, complete_setup(fact), ()
-        case LockComplete():
+        case contract_setup.LockComplete():
             return fact.order_id, complete_lock(fact), ()
+        case rollover.RolloverBegun():
+            return fact.order_id, begin_rollover(fact, peer), ()
+        case rollover.RolloverHeld():
+            return fact.order_id, hold_rollover(fact, peer), (_blob(fact.index, fact.signatures),)
+        case rollover.RolloverComplete():
+            return fact.order_id, complete_rollover(fact, peer), ()
+        case rollover.RevocationLeaves():
+            return fact.order_id, revoke(fact, peer), ()
+        case rollover.RevocationHeld():
+            return fact.order_id, hold_revocation(fact, peer), ()
+        case rollover.Together():
+            return _together([command_of(each, peer) for each in fact.facts])
+        case settlement.CloseSigned():
+            return fact.order_id, sign_close(fact, peer), ()
+        case settlement.CloseComplete():
+            return fact.order_id, complete_close(fact, peer), ()
+        case settlement.SpendSigned():
+            return fact.order_id, sign_spend(fact, peer), ()
+        case settlement.SpendComplete():
+            return fact.order_id, complete_spend(fact, peer), ()
     raise LocalError("unknown_fact", f"no position remembers a {type(fact).__name__}")
+
+
+def _together(made: list[Made]) -> Made:
+    """All or none, in one append."""
+    order_id, _, _ = made[0]
+    commands = [command for _, command, _ in made]
+
+    def decide(position: Position) -> list[Event]:
+        events: list[Event] = []
+        for command in commands:
+            for event in command(position):
+                position = evolve(position, event)
+                events.append(event)
+        return events
+
+    return order_id, decide, tuple(blob for _, _, blobs in made for blob in blobs)
+
+
+def _blob(index: int, signatures: Signatures) -> Blob:
+    return Blob(signatures_blob(index), encode_signatures(signatures))
 
 
 def encode_signatures(signatures: Signatures) -> bytes:

@@ -6,21 +6,20 @@ the same again, and every command that they give may be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import structlog
 import trio
 from attrs import Factory, define, field, frozen
 
 from node.chain.broadcast import Broadcaster
-from node.chain.monitor import Monitor, View
+from node.chain.monitor import Monitor
 from node.clock import Clock
 from node.health import UNREPORTED, Report
 from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LOOK_EVERY
 from node.position.book import Positions
-from node.position.commands import attest, observe
-from node.position.due import due
+from node.position.commands import attest
+from node.position.due import due, needs_signatures
+from node.position.observing import observe
 from node.position.state import Position, State, watched_scripts
 from node.supervision import Service
 from protocols.contract.oracle import Announcement, Attestation
@@ -34,8 +33,6 @@ class _Kept:
     """A contract that is being kept."""
 
     order_id: bytes
-    lost: frozenset[bytes] = frozenset()
-    """Its lock and commit, if they were confirmed once and are not now."""
     lock_shown: bool = False
     """Whether the chain or a mempool shows the lock, as far as we looked."""
     turn: trio.Lock = Factory(trio.Lock)
@@ -66,7 +63,7 @@ class ChainKeeper:
                         if position.id in kept or position.contract is None:
                             continue
                         kept.add(position.id)
-                        if position.ended:
+                        if position.over:
                             self.broadcaster.keep(position.id, {})  # what an earlier life left there
                         else:
                             nursery.start_soon(self._keep, positions, _Kept(position.id))
@@ -82,7 +79,7 @@ class ChainKeeper:
                 if position.version != version:
                     version = position.version
                     await self._broadcast(positions, kept)
-                if position.ended:  # as it was broadcast: what it became meanwhile is another change
+                if position.over:  # as it was broadcast: what it became meanwhile is another change
                     break
             nursery.cancel_scope.cancel()
 
@@ -103,26 +100,30 @@ class ChainKeeper:
             with self.monitor.follow(scripts) as views:
                 async for view in views:
                     position = await positions.execute(kept.order_id, observe(view))
-                    lost = frozenset(_lost(position, view))
-                    shown = position.transactions().lock_txid in view.transactions
-                    if (lost, shown) != (kept.lost, kept.lock_shown):
-                        kept.lost, kept.lock_shown = lost, shown
+                    shown = position.transactions(0).lock_txid in view.transactions
+                    if shown != kept.lock_shown:
+                        kept.lock_shown = shown
                         await self._broadcast(positions, kept)
                     if watched_scripts(position) != scripts:
                         break
 
     async def _let_go(self, positions: Positions, kept: _Kept) -> None:
         """Have nothing broadcast any more that has become too old for it meanwhile."""
-        signed_at = _get(positions, kept).signed_at
-        while (left := signed_at + self.after - self.clock.now()) > 0:  # noqa: ASYNC110  time itself is awaited
-            await trio.sleep(min(left, LOOK_EVERY))  # in short steps: the wall clock may be set
-        await self._broadcast(positions, kept)
+        given_up = False
+        while True:
+            position = _get(positions, kept)
+            if self._too_late(position, kept) != given_up:
+                given_up = not given_up
+                await self._broadcast(positions, kept)
+            # in short steps: the wall clock may be set
+            left = position.out_since + self.after - self.clock.now() if position.state is State.OPENING else LOOK_EVERY
+            await trio.sleep(min(left, LOOK_EVERY) if left > 0 else LOOK_EVERY)
 
     async def _broadcast(self, positions: Positions, kept: _Kept) -> None:
         async with kept.turn:  # so that who comes last has seen everything
             position = _get(positions, kept)
             try:
-                wanted = {} if self._too_late(position, kept) else await self._due(positions, position, kept.lost)
+                wanted = {} if self._too_late(position, kept) else await self._due(positions, position)
             except LocalError as error:
                 self._cannot_keep(position.id, error)
             else:
@@ -132,26 +133,19 @@ class ChainKeeper:
         """Whether the lock is about to be given up: the peer may choose by now whether it wants the old price."""
         if position.state is not State.OPENING or kept.lock_shown:
             return False
-        return self.clock.now() >= position.signed_at + self.after
+        return self.clock.now() >= position.out_since + self.after
 
-    async def _due(self, positions: Positions, position: Position, lost: frozenset[bytes]) -> dict[bytes, bytes]:
-        contract = position.contract
-        assert contract is not None
-        needed = position.cet_timelock_expired or position.refund_timelock_expired
-        signatures = await positions.signatures(position.id, contract.index) if needed else None
-        return due(position, self.seed, signatures, lost)
+    async def _due(self, positions: Positions, position: Position) -> dict[bytes, bytes]:
+        present = position.present
+        assert present is not None
+        signatures = await positions.signatures(position.id, present.index) if needs_signatures(position) else None
+        return due(position, self.seed, signatures)
 
 
 def _get(positions: Positions, kept: _Kept) -> Position:
     position = positions.get(kept.order_id)
     assert position is not None, "positions are never forgotten"
     return position
-
-
-def _lost(position: Position, view: View) -> Iterator[bytes]:
-    for placed in (position.lock, position.commit):
-        if placed is not None and not view.confirmations(placed.txid):
-            yield placed.txid
 
 
 @frozen
@@ -164,43 +158,40 @@ class AttestationKeeper:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         asked: dict[str, Attestation | None] = {}
         """By event; None while it is not attested."""
-        begun: set[tuple[bytes, int]] = set()
+        told: dict[bytes, frozenset[int]] = {}
+        """By position the contracts of which every event is asked for."""
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 async for _ in positions.changed.changes():
-                    for position in filter(_settles_by_oracle, positions.all()):
-                        assert position.contract is not None
-                        contract = position.id, position.contract.index
-                        if contract in begun:
-                            continue
-                        begun.add(contract)
-                        for event, announcement in enumerate(_announcements(position)):
+                    for position in positions.all():
+                        claimable = _claimable(position)
+                        new = claimable.keys() - told.get(position.id, frozenset())
+                        told[position.id] = frozenset(claimable)  # none once it ended: a reorganisation may revive it
+                        for announcement in {each.id: each for index in new for each in claimable[index]}.values():
                             if announcement.id not in asked:
                                 asked[announcement.id] = None
                                 nursery.start_soon(self._wait, positions, announcement, asked)
                             elif (known := asked[announcement.id]) is not None:
                                 # attested while this contract was being signed
-                                await positions.execute(position.id, attest(event, known))
+                                await positions.execute(position.id, attest(known))
 
     async def _wait(
         self, positions: Positions, announcement: Announcement, asked: dict[str, Attestation | None]
     ) -> None:
         attestation = await self.oracle.call(OracleClient.wait_attestation, announcement)
         asked[announcement.id] = attestation
-        for position in filter(_settles_by_oracle, positions.all()):
-            named = [each.id for each in _announcements(position)]
-            if announcement.id in named:
-                await positions.execute(position.id, attest(named.index(announcement.id), attestation))
+        for position in positions.all():
+            if any(each.id == announcement.id for named in _claimable(position).values() for each in named):
+                await positions.execute(position.id, attest(attestation))
 
 
-def _announcements(position: Position) -> tuple[Announcement, ...]:
-    """None if the record is damaged, of which the chain's keeper tells."""
+def _claimable(position: Position) -> dict[int, tuple[Announcement, ...]]:
+    """The events of every contract that may pay out. None of a record that is damaged, of which the chain's keeper
+    tells."""
+    if position.contract is None or position.ended or position.cet_timelock_expired:
+        return {}
     try:
-        return position.plan().announcements
+        return {each.index: position.plan(each.index).announcements for each in position.claimable}
     except LocalError:
-        return ()
-
-
-def _settles_by_oracle(position: Position) -> bool:
-    return position.contract is not None and not position.ended and not position.cet_timelock_expired
+        return {}

@@ -1,42 +1,27 @@
-"""A position as its events tell it: `evolve` is total, refuses nothing, and is the only way to a `Position`."""
+"""A position as its events tell it (:mod:`node.position.evolve`), and what follows from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from enum import Enum
-from functools import lru_cache, reduce
-from itertools import repeat
+from functools import lru_cache
 
-import attrs
 from attrs import field, frozen
 from bitcoin.core import CTransaction
 
 from node.position.events import (
-    AttemptStarted,
-    CetConfirmed,
-    CetPublished,
-    CetTimelockExpired,
-    CommitConfirmed,
+    CloseProposed,
+    CloseSigned,
     CommitPublished,
     CommitPublishing,
-    CommitSignatureGiven,
-    ContractSigned,
-    Event,
     LockAbandoned,
-    LockConfirmed,
-    LockSigned,
-    OrderPlaced,
-    OrderRejected,
     PriceAttested,
-    RefundConfirmed,
-    RefundPublished,
-    RefundTimelockExpired,
-    SetupAbandoned,
-    SetupFailed,
-    SetupStarted,
+    PunishSigned,
+    RolloverBegun,
+    SpendSigned,
     Witnesses,
 )
 from protocols.contract.funding import OutPoint
+from protocols.contract.keys import AttemptKeys, attempt_keys
 from protocols.contract.oracle import Announcement, parse_announcement
 from protocols.contract.signing import transactions_of
 from protocols.contract.terms import Role, Side, Terms
@@ -53,18 +38,43 @@ class State(Enum):
     OPENING = "opening"
     ABANDONING = "abandoning"
     OPEN = "open"
+    ROLLING_OVER = "rolling over"
+    CLOSING = "closing"
+    CLOSED = "closed"
     FORCE_CLOSING = "force closing"
     COMMITTED = "committed"
     SETTLING = "settling"
     SETTLED = "settled"
     REFUNDING = "refunding"
     REFUNDED = "refunded"
+    PUNISHING = "punishing"
+    PUNISHED = "punished"
     REJECTED = "rejected"
     SETUP_FAILED = "setup failed"
 
 
-ENDED = frozenset({State.SETTLED, State.REFUNDED, State.REJECTED, State.SETUP_FAILED})
-"""Nothing more can happen to these."""
+ENDED = frozenset({State.CLOSED, State.SETTLED, State.REFUNDED, State.PUNISHED, State.REJECTED, State.SETUP_FAILED})
+"""Nothing more happens to these, unless a reorganisation brings them back."""
+
+
+class EndingKind(Enum):
+    """Which of the transactions pays out."""
+
+    CET = "cet"
+    REFUND = "refund"
+    SPEND = "spend"
+    CLOSE = "close"
+    PUNISH = "punish"
+
+
+_STATES = {
+    EndingKind.CET: (State.SETTLING, State.SETTLED),
+    EndingKind.REFUND: (State.REFUNDING, State.REFUNDED),
+    EndingKind.SPEND: (State.SETTLING, State.SETTLED),
+    EndingKind.CLOSE: (State.CLOSING, State.CLOSED),
+    EndingKind.PUNISH: (State.PUNISHING, State.PUNISHED),
+}
+"""What a position is once its ending is seen, and once that is final."""
 
 
 @frozen
@@ -78,7 +88,7 @@ class Placed:
 
 @frozen
 class Attempt:
-    """One attempt at a contract: the setup (index 0) or a rollover."""
+    """One attempt at a contract: the setup's (index 0), or a rollover's that reached R1."""
 
     index: int
     terms: Terms
@@ -87,18 +97,29 @@ class Attempt:
     own: Party
     peer: Party | None
     signatures_held: bool = False
+    """The peer's refund and CET signatures; from then on our commit signature counts as given."""
     commit_signature: bytes | None = field(default=None, repr=False)
     """The peer's; with it the contract can be enforced."""
+    funding_rate: str = ""
+    """Of a rollover: by which the fee account was carried on."""
+    own_commit_signature: bytes | None = field(default=None, repr=False)
+    """Of a rollover."""
+    commit_txid: bytes = b""
+    """Of a rollover."""
+    held_at: float = field(default=0.0, eq=False)
+    """When our commit signature counted as given."""
 
 
 @frozen
 class Ending:
     """The transaction that pays out, and what it pays."""
 
+    kind: EndingKind
     txid: bytes
     maker_payout: int
     taker_payout: int
     confirmed: Placed | None = None
+    """Once it is final."""
 
     def payout(self, role: Role) -> int:
         return self.maker_payout if role is Role.MAKER else self.taker_payout
@@ -119,27 +140,52 @@ class Position:
     """Code and sentence of a rejection or a failed setup."""
     failed: bool = False
     terms: Terms | None = None
+    """Of the contract that stands; before there is one, of the setup."""
     announcements: tuple[bytes, ...] = field(default=(), repr=False)
     attempts: tuple[Attempt, ...] = ()
+    """By index."""
     own_witnesses: Witnesses | None = field(default=None, repr=False)
     peer_witnesses: Witnesses | None = field(default=None, repr=False)
     placed_at: float = field(default=0.0, eq=False)
     """When the order was on record, seconds since 1970."""
     changed_at: float = field(default=0.0, eq=False)
-    signed_at: float = field(default=0.0, eq=False)
-    """When the contract was on record, seconds since 1970: from then on our lock signatures count as left."""
+    out_since: float = field(default=0.0, eq=False)
+    """Since when the lock is out, seconds since 1970: our lock signatures left, or a reorganisation took it back."""
     abandoned: LockAbandoned | None = None
     spent_back: Placed | None = None
     lock: Placed | None = None
-    attested: PriceAttested | None = None
+
+    begun: tuple[RolloverBegun, ...] = ()
+    """Rollovers whose points left, or may have, and that bind nobody yet."""
+    own_revoked: int = 0
+    """Contracts of a lower index are revoked by us."""
+    peer_secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    """The peer's revocations, by index."""
+    rollover_refusal: tuple[str, str] | None = None
+    """Why the last rollover did not come about."""
+
+    proposed: CloseProposed | None = None
+    closing: CloseSigned | None = None
+    close_raw: bytes | None = field(default=None, repr=False)
+    closing_since: float = field(default=0.0, eq=False)
+    """When our signature of the close counted as left, seconds since 1970."""
+    close_refusal: tuple[str, str] | None = None
+    """Why the last close did not come about."""
+
+    attestations: tuple[PriceAttested, ...] = ()
+    """One for each contract that pays out at an attested price."""
     publishing: CommitPublishing | None = None
     commit_seen: CommitPublished | None = None
     commit: Placed | None = None
     cet_timelock_expired: bool = False
     refund_timelock_expired: bool = False
-    cet: Ending | None = None
-    refund: Ending | None = None
-    """Only one of the two spends the commit; what was seen last stands here."""
+    spend: SpendSigned | None = None
+    spend_raw: bytes | None = field(default=None, repr=False)
+    punish: PunishSigned | None = None
+    ending: Ending | None = None
+    """What was seen last; what spends the lock or the commit is one transaction only."""
+    buried: bool = False
+    recovered: bool = False
 
     @property
     def state(self) -> State:
@@ -150,6 +196,11 @@ class Position:
         return self.state in ENDED
 
     @property
+    def over(self) -> bool:
+        """Nothing is watched any more."""
+        return self.buried or (self.ended and self.contract is None)
+
+    @property
     def side(self) -> Side:
         """Ours."""
         assert self.offer is not None
@@ -157,8 +208,41 @@ class Position:
 
     @property
     def contract(self) -> Attempt | None:
-        """The latest attempt that can be enforced."""
+        """The latest that can be enforced, and so the one that we publish."""
         return next((attempt for attempt in reversed(self.attempts) if attempt.commit_signature), None)
+
+    @property
+    def present(self) -> Attempt | None:
+        """The one that pays out, as far as is known: whose commit is out, or else `contract`."""
+        return self.contract if self.commit_seen is None else self.attempts[self.commit_seen.index]
+
+    @property
+    def claimable(self) -> tuple[Attempt, ...]:
+        """Those whose commit may still confirm without being punished."""
+        return tuple(
+            each for each in self.attempts[len(self.peer_secrets) :] if each.signatures_held or each.commit_signature
+        )
+
+    @property
+    def rolling(self) -> bool:
+        """Whether our commit signature left for a contract that does not stand alone yet: it must be finished."""
+        if not self.attempts:
+            return False
+        return self.attempts[-1].index > min(self.own_revoked, len(self.peer_secrets))
+
+    @property
+    def attested(self) -> PriceAttested | None:
+        """At which the present contract pays out."""
+        present = self.present
+        return None if present is None else self.attested_for(present.index)
+
+    def attested_for(self, index: int) -> PriceAttested | None:
+        return next((each for each in self.attestations if each.index == index), None)
+
+    @property
+    def cheated(self) -> bool:
+        """Whether the commit that is out was revoked by the peer."""
+        return self.commit_seen is not None and self.commit_seen.index < len(self.peer_secrets)
 
     @property
     def inputs_held(self) -> frozenset[OutPoint]:
@@ -175,22 +259,36 @@ class Position:
         return self.terms.margin(self.role)
 
     def plan(self, index: int | None = None) -> ContractPlan:
-        """The plan of an attempt whose both sides are known; without an index that of `contract`."""
+        """The plan of an attempt whose both sides are known; without an index that of `present`."""
         if index is None:
-            assert self.contract is not None, "no contract yet"
-            index = self.contract.index
+            assert self.present is not None, "no contract yet"
+            index = self.present.index
         attempt = self.attempts[index]
         assert attempt.peer is not None, "the peer's side is not known yet"
-        maker, taker = (attempt.own, attempt.peer) if self.role is Role.MAKER else (attempt.peer, attempt.own)
+        return self.plan_of(attempt.terms, attempt.announcements, index, attempt.own, attempt.peer)
+
+    def plan_of(
+        self, terms: Terms, announcements: tuple[bytes, ...], index: int, own: Party, peer: Party
+    ) -> ContractPlan:
+        maker, taker = (own, peer) if self.role is Role.MAKER else (peer, own)
         assert self.offer is not None
         try:
-            announcements = tuple(_announcement(raw, self.offer.oracle) for raw in attempt.announcements)
+            parsed = tuple(_announcement(raw, self.offer.oracle) for raw in announcements)
         except WorldError as error:  # it was verified when it was recorded
             raise LocalError("damaged_record", f"position {self.id.hex()}: {error.sentence}") from error
-        return ContractPlan(self.id, index, attempt.terms, maker, taker, announcements)
+        return ContractPlan(self.id, index, terms, maker, taker, parsed)
 
     def transactions(self, index: int | None = None) -> ContractTransactions:
+        """Without an index those of `present`."""
         return transactions_of(self.plan(index))
+
+    def keys(self, index: int, seed: bytes) -> AttemptKeys:
+        """Ours of an attempt; `seed` is the node's, 64 bytes."""
+        salts = self.attempts[0].salt, self.attempts[index].salt
+        return attempt_keys(seed, setup_salt=salts[0], salt=salts[1], order_id=self.id, index=index)
+
+    def commit_txid(self, attempt: Attempt) -> bytes:
+        return attempt.commit_txid or self.transactions(attempt.index).commit_txid
 
 
 @lru_cache(maxsize=4096)
@@ -204,9 +302,15 @@ def _announcement(raw: bytes, oracle: OracleKeys) -> Announcement:
 
 
 def watched_scripts(position: Position) -> frozenset[bytes]:
-    """Those in whose history on the chain everything about a signed position shows."""
-    transactions = position.transactions()
-    scripts = {transactions.lock_output.script, transactions.commit_output.script}
+    """Those in whose history on the chain everything about a signed position shows.
+
+    The lock's script shows every commit, however old; once one is out, its own script shows what spends it.
+    """
+    lock = position.transactions(0)
+    scripts = {lock.lock_output.script}
+    present = position.present
+    if present is not None:
+        scripts.add(position.transactions(present.index).commit_output.script)
     if position.abandoned is not None:
         scripts.add(spent_back_to(position.abandoned))
     return frozenset(scripts)
@@ -218,19 +322,25 @@ def spent_back_to(abandoned: LockAbandoned) -> bytes:
 
 
 def _state(position: Position) -> State:
-    # From the end of a life to its beginning: the first that holds.
-    if position.cet is not None:
-        return State.SETTLED if position.cet.confirmed else State.SETTLING
-    if position.refund is not None:
-        return State.REFUNDED if position.refund.confirmed else State.REFUNDING
-    if position.attested is not None and position.lock is not None:
+    # From the end of a life to its beginning: the first that holds. Without a lock there is nothing that spends it.
+    if position.lock is None:
+        return _state_without_lock(position)
+    if position.ending is not None:
+        return _STATES[position.ending.kind][position.ending.confirmed is not None]
+    if position.cheated:
+        return State.PUNISHING
+    if position.attested is not None:
         return State.SETTLING
     if position.commit is not None:
         return State.COMMITTED
     if position.publishing is not None or position.commit_seen is not None:
         return State.FORCE_CLOSING
-    if position.lock is not None:
-        return State.OPEN
+    if position.closing is not None:
+        return State.CLOSING
+    return State.ROLLING_OVER if position.rolling else State.OPEN
+
+
+def _state_without_lock(position: Position) -> State:
     if position.spent_back is not None:
         return State.SETUP_FAILED
     if position.abandoned is not None:
@@ -240,75 +350,3 @@ def _state(position: Position) -> State:
     if position.contract is not None:
         return State.OPENING
     return State.SETTING_UP if position.terms is not None else State.ORDERED
-
-
-def _at(position: Position, index: int, change: Callable[[Attempt], Attempt]) -> tuple[Attempt, ...]:
-    return tuple(change(attempt) if attempt.index == index else attempt for attempt in position.attempts)
-
-
-def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
-    """The position after one more event, which was recorded `at` (seconds since 1970)."""
-    change = attrs.evolve(position, version=position.version + 1, changed_at=at)
-    match event:
-        case OrderPlaced(role, peer, offer, quantity, leverage):
-            placed = attrs.evolve(change, role=role, peer=peer, offer=offer, placed_at=at)
-            return attrs.evolve(placed, quantity=quantity, leverage=leverage)
-        case OrderRejected(code, sentence):
-            return attrs.evolve(change, refusal=(code, sentence))
-        case SetupFailed(code, sentence):
-            return attrs.evolve(change, refusal=(code, sentence), failed=True)
-        case SetupStarted(terms, announcements):
-            return attrs.evolve(change, terms=terms, announcements=announcements)
-        case AttemptStarted(index, salt, own, peer):
-            if position.terms is None:
-                return change  # no command decides this
-            attempt = Attempt(index, position.terms, position.announcements, salt, own, peer)
-            return attrs.evolve(change, attempts=(*position.attempts, attempt))
-        case CommitSignatureGiven(index, given_peer):
-            attempts = _at(position, index, lambda a: attrs.evolve(a, peer=given_peer, signatures_held=True))
-            return attrs.evolve(change, attempts=attempts)
-        case ContractSigned(index, commit_signature, own_witnesses, peer_witnesses):
-            return attrs.evolve(
-                change,
-                attempts=_at(position, index, lambda a: attrs.evolve(a, commit_signature=commit_signature)),
-                own_witnesses=own_witnesses,
-                peer_witnesses=peer_witnesses,
-                signed_at=at,
-            )
-        case LockSigned(lock_witnesses):
-            return attrs.evolve(change, peer_witnesses=lock_witnesses)
-        case LockAbandoned():
-            return attrs.evolve(change, abandoned=event)
-        case SetupAbandoned(txid, height, block):
-            sentence = "the lock never reached the chain; its coins were spent back"
-            return attrs.evolve(change, spent_back=Placed(txid, height, block), refusal=("lock_abandoned", sentence))
-        case LockConfirmed(txid, height, block):
-            return attrs.evolve(change, lock=Placed(txid, height, block))
-        case PriceAttested():
-            return attrs.evolve(change, attested=event)
-        case CommitPublishing():
-            return attrs.evolve(change, publishing=event)
-        case CommitPublished():
-            return attrs.evolve(change, commit_seen=event)
-        case CommitConfirmed(_, txid, height, block):
-            return attrs.evolve(change, commit=Placed(txid, height, block))
-        case CetTimelockExpired():
-            return attrs.evolve(change, cet_timelock_expired=True)
-        case RefundTimelockExpired():
-            return attrs.evolve(change, refund_timelock_expired=True)
-        case CetPublished(txid, maker_payout, taker_payout):
-            return attrs.evolve(change, cet=Ending(txid, maker_payout, taker_payout), refund=None)
-        case CetConfirmed(txid, height, block, maker_payout, taker_payout):
-            ending = Ending(txid, maker_payout, taker_payout, Placed(txid, height, block))
-            return attrs.evolve(change, cet=ending, refund=None)
-        case RefundPublished(txid, maker_payout, taker_payout):
-            return attrs.evolve(change, refund=Ending(txid, maker_payout, taker_payout), cet=None)
-        case RefundConfirmed(txid, height, block, maker_payout, taker_payout):
-            ending = Ending(txid, maker_payout, taker_payout, Placed(txid, height, block))
-            return attrs.evolve(change, refund=ending, cet=None)
-
-
-def replay(order_id: bytes, events: Iterable[Event], times: Iterable[float] = repeat(0.0)) -> Position:
-    """The position that these events add up to, recorded at these moments."""
-    recorded = zip(events, times, strict=False)
-    return reduce(lambda position, each: evolve(position, *each), recorded, Position(id=order_id))

@@ -7,7 +7,7 @@ from typing import Any
 from attrs import asdict
 
 from node.chain.broadcast import Attempt
-from node.position.state import Ending, Position
+from node.position.state import Ending, EndingKind, Position
 from node.prices import Feed
 from protocols.contract.outcomes import covering, liquidation_price
 from protocols.contract.payout import Payout
@@ -73,11 +73,13 @@ def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[
         "taker_leverage": position.leverage,
         "refusal": None,
         "contract": None,
+        "rollover": None,
+        "closing": None,
         "settlement": None,
         "paid": None,
+        "recovered": position.recovered,
     }
-    if position.refusal is not None:
-        view["refusal"] = {"code": position.refusal[0], "sentence": position.refusal[1]}
+    view["refusal"] = _refusal_view(position.refusal)
     if position.terms is not None:
         terms = position.terms
         view |= {
@@ -88,10 +90,11 @@ def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[
         }
     if position.contract is not None:
         view["contract"] = _contract_view(position, broadcasts)
+        view["rollover"] = _rollover_view(position)
+        view["closing"] = _closing_view(position)
         view["settlement"] = _settlement_view(position)
-    ending = position.cet or position.refund
-    if ending is not None:
-        view["paid"] = _ending_view(position, ending)
+    if position.ending is not None:
+        view["paid"] = _ending_view(position, position.ending)
     return view
 
 
@@ -117,6 +120,37 @@ def _contract_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict
             if txid in broadcasts
         },
     }
+
+
+def _rollover_view(position: Position) -> dict[str, Any]:
+    """What is under way, and why the last one did not come about."""
+    contract = position.contract
+    assert contract is not None
+    return {
+        "contracts": contract.index + 1,
+        "funding_rate": contract.funding_rate or None,
+        "under_way": position.attempts[-1].index if position.rolling else None,
+        "own_revoked": position.own_revoked,
+        "peer_revoked": len(position.peer_secrets),
+        "refusal": _refusal_view(position.rollover_refusal),
+    }
+
+
+def _closing_view(position: Position) -> dict[str, Any] | None:
+    if position.proposed is None and position.closing is None:
+        return None
+    signed, proposed = position.closing, position.proposed
+    return {
+        "price": signed.price if signed is not None else proposed.price if proposed is not None else None,
+        "limit": proposed.limit if proposed is not None else None,
+        "signed_at": position.closing_since if signed is not None else None,
+        "txid": _hex(signed.txid) if signed is not None else None,
+        "refusal": _refusal_view(position.close_refusal),
+    }
+
+
+def _refusal_view(refusal: tuple[str, str] | None) -> dict[str, str] | None:
+    return None if refusal is None else {"code": refusal[0], "sentence": refusal[1]}
 
 
 def _terms_view(terms: Terms) -> dict[str, Any]:
@@ -145,8 +179,8 @@ def _settlement_view(position: Position) -> dict[str, Any] | None:
     attested, transactions = position.attested, position.transactions()
     if attested is not None:
         outcome = covering(transactions.outcomes, attested.event, attested.price)
-    elif position.cet is not None:
-        cet = position.cet.txid
+    elif position.ending is not None and position.ending.kind is EndingKind.CET:
+        cet = position.ending.txid
         outcome = next((each for each in transactions.outcomes if transactions.cet(each).GetTxid() == cet), None)
     else:
         return None
@@ -165,7 +199,7 @@ def _settlement_view(position: Position) -> dict[str, Any] | None:
 
 def _ending_view(position: Position, ending: Ending) -> dict[str, Any]:
     return {
-        "kind": "cet" if ending is position.cet else "refund",
+        "kind": ending.kind.value,
         "txid": _hex(ending.txid),
         "maker_payout": ending.maker_payout,
         "taker_payout": ending.taker_payout,
