@@ -21,6 +21,7 @@ from node.network.substream import Substream
 from node.offers import OfferBoard
 from node.oracle.client import OracleClient
 from node.quoting import Quoting
+from node.seams import MACHINE, Seams
 from node.setup import Setup
 from node.supervision import Service
 from node.web.sockets import url_of
@@ -55,20 +56,22 @@ class Maker:
     """Under way, by peer."""
 
     @classmethod
-    def build(cls, config: MakerConfig, api_socket: socket.socket) -> Maker:
+    def build(cls, config: MakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Maker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
         from node.web.desk_api import desk_router
         from node.web.maker_api import maker_router
         from node.web.node_api import node_routers
 
         maker: Maker
+        policy = config.make_policy()
         core = build(
             config,
             api_socket,
             PeerRole.MAKER,
-            lambda core: [*node_routers(core), maker_router(maker), desk_router(maker)],
+            lambda core: [*node_routers(core), maker_router(maker), desk_router(desk, policy)],
+            seams,
         )
-        desk = Desk(config.make_policy(), core.feeds, core.clock, core.setup.entropy)
+        desk = Desk(policy, core.feeds, core.clock, core.setup.entropy)
         board = OfferBoard(core.clock)
         quoting = Quoting(
             core.feeds[SYMBOL],

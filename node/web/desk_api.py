@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.desk import Desk, Request, Said, SetRate
 from node.errors import FieldError, NotFound
-from node.maker import Maker
 from node.policy import Policy
 from node.values import Rate, Symbol
 from node.web.node_api import HexId
@@ -39,9 +38,9 @@ class RateIn(BaseModel):
     funding_rate: Rate = Field(description="per 24 h; positive: long pays short")
 
 
-def desk_router(maker: Maker) -> APIRouter:
+def desk_router(desk: Desk, configured: Policy) -> APIRouter:
+    """`configured`: the policy that a restart begins with."""
     router = APIRouter(prefix="/api/v1")
-    desk = maker.desk
 
     @router.get("/requests")
     async def requests(
@@ -80,13 +79,13 @@ def desk_router(maker: Maker) -> APIRouter:
     @router.get("/policy")
     async def policy() -> dict[str, Any]:
         """What is in force, and which parts of it the configuration says otherwise, so that a restart undoes them."""
-        return _policy_view(desk.policy, maker.config.make_policy())
+        return _policy_view(desk.policy, configured)
 
     @router.patch("/policy")
     async def change_policy(said: Policy) -> dict[str, Any]:
         """Changes what is named, until the node is restarted; of values by symbol, those symbols alone."""
         desk.policy = desk.policy.changed(said)
-        return _policy_view(desk.policy, maker.config.make_policy())
+        return _policy_view(desk.policy, configured)
 
     @router.get("/rates")
     async def rates() -> dict[str, Any]:
