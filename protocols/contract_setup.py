@@ -279,7 +279,9 @@ async def taker(order: Order, attempt: Attempt) -> ContractPlan:
     if accepted.fee_rate != offer.fee_rate:
         raise RemoteProtocolError("wrong_fee_rate", f"fee_rate is {accepted.fee_rate}, the offer says {offer.fee_rate}")
     await CheckFeeRate(accepted.fee_rate)
-    check_events(accepted.event_ids, scheme_named(offer.oracle.scheme), asked_at=asked_at, now=await Now())
+    check_events(
+        offer.symbol, accepted.event_ids, scheme_named(offer.oracle.scheme), asked_at=asked_at, now=await Now()
+    )
     announcements = await FetchAnnouncements(offer.oracle, accepted.event_ids)
     check_nonces(announcements)
     if accepted.announcements_hash != announcements_hash(announcements):
@@ -344,7 +346,7 @@ async def maker(begin: Callable[[bytes], Attempt]) -> ContractPlan:
         raise Declined(refusal.code, refusal.sentence)
 
     attempt = begin(placed.order_id)
-    event_ids = contract_events(await Now(), scheme_named(offer.oracle.scheme))
+    event_ids = contract_events(offer.symbol, await Now(), scheme_named(offer.oracle.scheme))
     announcements = await FetchAnnouncements(offer.oracle, event_ids)
     check_nonces(announcements)
     funding = await Fund(order.order_id, Role.MAKER, terms, None)

@@ -10,6 +10,7 @@ from attrs.validators import matches_re, max_len
 
 from protocols.codec import Codec, Message, Protocol, exactly
 from protocols.contract.numbers import MAX_MONEY, BadNumber, parse_price, parse_rate
+from protocols.contract.symbols import ALLOWED, SYMBOLS
 from protocols.contract.terms import CONTRACT_HOURS, SYMBOL, Role, Side, Terms, Timelocks, funding_to_maker, margin
 from protocols.dialogue import Ask, Send, receive
 from protocols.errors import RemoteProtocolError
@@ -70,8 +71,8 @@ class Offer:
     """The maker's clock, seconds since 1970."""
 
     def __attrs_post_init__(self) -> None:
-        if self.symbol != SYMBOL:
-            raise BadOffer("symbol", self.symbol, SYMBOL)
+        if self.symbol not in SYMBOLS:
+            raise BadOffer("symbol", self.symbol, ALLOWED)
         parse_price(self.price, "price")
         parse_rate(self.funding_rate, "funding_rate")
         _whole("lot", self.lot, 1, 10**9)
@@ -100,8 +101,8 @@ class Offer:
         """Both sides' margins in satoshis for an order of this size."""
         price = parse_price(self.price)
         return {
-            self.side: margin(quantity, price, self.maker_leverage),
-            self.side.other: margin(quantity, price, leverage),
+            self.side: margin(self.symbol, quantity, price, self.maker_leverage),
+            self.side.other: margin(self.symbol, quantity, price, leverage),
         }
 
     def maker_account(self, quantity: int, leverage: int) -> int:

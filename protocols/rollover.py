@@ -368,7 +368,9 @@ async def _agree(standing: Standing, begin: Begin, max_rate: str) -> RolloverHel
     said = await receive(RolloverTerms, within=DECISION_WITHIN + MESSAGE_WITHIN)
     theirs = Points(old.maker.points.fund, said.publish, said.revoke)
     await _check_points(old, own, theirs)
-    expiry = check_events(said.event_ids, scheme_named(standing.oracle.scheme), asked_at=asked_at, now=await Now())[-1]
+    expiry = check_events(
+        old.terms.symbol, said.event_ids, scheme_named(standing.oracle.scheme), asked_at=asked_at, now=await Now()
+    )[-1]
     hours = (expiry - old.announcements[-1].time) // HOUR
     if hours <= 0:
         raise RemoteProtocolError("bad_events", f"the last event, {said.event_ids[-1]}, is not later than before")
@@ -395,7 +397,7 @@ async def _offer(standing: Standing, begin: Begin, theirs: Points) -> NextContra
     conditions = await DecideRollover(old)
     if isinstance(conditions, Rejected):
         raise Declined(conditions.code, conditions.sentence)
-    event_ids = contract_events(await Now(), scheme_named(standing.oracle.scheme))
+    event_ids = contract_events(old.terms.symbol, await Now(), scheme_named(standing.oracle.scheme))
     announcements = await FetchAnnouncements(standing.oracle, event_ids)
     hours = (announcements[-1].time - old.announcements[-1].time) // HOUR
     terms = rolled_terms(old.terms, rate=conditions.funding_rate, price=conditions.price, hours=hours)

@@ -7,6 +7,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from protocols.contract.numbers import PRICE_LIMIT, format_decimal
+from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import REGTEST_TIMELOCKS, BadTerms, Side, Terms
 
 WORKED = Terms(
@@ -33,10 +34,11 @@ prices = st.integers(1, PRICE_LIMIT * 100 - 1).map(lambda cents: format_decimal(
 
 @st.composite
 def any_terms(draw: st.DrawFn) -> Terms:
-    """Terms of all kinds, such as rollovers make too: any account, any reference."""
+    """Terms of all kinds, such as rollovers make too: any symbol, any account, any reference."""
     price = draw(prices)
     try:
         terms = Terms(
+            symbol=draw(st.sampled_from(list(SYMBOLS))),
             quantity=draw(st.integers(1, 10**7)),
             price=price,
             maker_side=draw(st.sampled_from(Side)),

@@ -53,7 +53,7 @@ def announcement(event: int, scheme: Scheme = OLIVIA) -> Announcement:
     """The announcement of the event `event` hours after the first."""
     time = FIRST_EVENT + 3600 * event
     return parse_announcement(
-        scheme.announce(time, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET),
+        scheme.announce(scheme.event_id("BTCUSD", time), _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET),
         announcement_key=x_only(ANNOUNCEMENT_SECRET),
         attestation_key=x_only(ATTESTATION_SECRET),
         scheme=scheme.name,
@@ -61,7 +61,7 @@ def announcement(event: int, scheme: Scheme = OLIVIA) -> Announcement:
 
 
 def attestation(event: int, price: int, scheme: Scheme = OLIVIA) -> Attestation:
-    body = scheme.attest(FIRST_EVENT + 3600 * event, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    body = scheme.attest(announcement(event, scheme).id, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
     attested = parse_attestation(body, announcement(event, scheme))
     assert attested is not None
     return attested

@@ -96,8 +96,7 @@ def attestation(event: int, price: int) -> Attestation:
     begun = fact(Role.MAKER, AttemptBegun)
     assert isinstance(begun, AttemptBegun)
     announced = announcement(begun.announcements[event].id)
-    time = OLIVIA.event_time(announced.id)
-    raw = OLIVIA.attest(time, nonces(time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    raw = OLIVIA.attest(announced.id, nonces(announced.id), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
     attested = parse_attestation(raw, announced)
     assert attested is not None
     return attested

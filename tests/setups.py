@@ -53,15 +53,13 @@ def x_only(private: bytes) -> bytes:
 ORACLE = OracleKeys(OLIVIA.name, x_only(ANNOUNCEMENT_SECRET), x_only(ATTESTATION_SECRET))
 
 
-def nonces(event: int) -> list[bytes]:
+def nonces(event: str) -> list[bytes]:
     return [secret("nonce", event, digit) for digit in range(20)]
 
 
 @lru_cache(maxsize=256)
 def announcement(event_id: str) -> Announcement:
-    raw = OLIVIA.announce(
-        OLIVIA.event_time(event_id), nonces(OLIVIA.event_time(event_id)), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET
-    )
+    raw = OLIVIA.announce(event_id, nonces(event_id), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
     return parse_announcement(
         raw,
         announcement_key=ORACLE.announcement_key,

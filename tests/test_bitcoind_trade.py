@@ -88,7 +88,13 @@ async def real_world(node: Bitcoind, electrum: str, folder: Path) -> AsyncIterat
     market = Market(RandomWalk(0), clock, since=int(anchor))
     market.override = "50000"
     keys = OracleKeys.load(folder / "oracle.secret")
-    oracle = Oracle(keys, AttestedPrices(folder / "oracle.attested"), clock, since=int(anchor), market=market.at)
+    oracle = Oracle(
+        keys,
+        AttestedPrices(folder / "oracle.attested"),
+        clock,
+        since=int(anchor),
+        market=lambda _, time: market.at(time),
+    )
     announcement_key, attestation_key = keys.public(DLC)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)

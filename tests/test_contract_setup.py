@@ -141,7 +141,7 @@ class Known:
             outcome = covering(transactions.outcomes, event, price)
             assert outcome is not None
             named = plan.announcements[event]
-            body = OLIVIA.attest(named.time, nonces(named.time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+            body = OLIVIA.attest(named.id, nonces(named.id), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
             attestation = parse_attestation(body, named)
             assert attestation is not None
             assert complete_cet(
@@ -474,7 +474,7 @@ def coin(**fields: Any) -> Change:
 
 
 def events(now: int) -> tuple[str, ...]:
-    return contract_events(now, scheme_named(OFFER.oracle.scheme))
+    return contract_events("BTCUSD", now, scheme_named(OFFER.oracle.scheme))
 
 
 EVENTS = events(NOW)
@@ -642,7 +642,7 @@ TERMS_LIES: list[tuple[str, Change, str]] = [
         edit("event_ids", lambda ids: [each.replace("BXBT", "BETH") for each in ids]),
         "bad_events",
     ),
-    ("events of another scheme", put(event_ids=list(contract_events(NOW, DLC))), "bad_events"),
+    ("events of another scheme", put(event_ids=list(contract_events("BTCUSD", NOW, DLC))), "bad_events"),
     ("events that are none", put(event_ids=["../../etc/passwd"]), "bad_events"),
     ("events without end", edit("event_ids", lambda ids: ids * 3), "malformed"),
     ("other announcements", flip("announcements_hash"), "other_announcements"),

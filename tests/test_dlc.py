@@ -35,11 +35,13 @@ from protocols.contract.oracle import (
     price_digits,
     scheme_named,
 )
+from protocols.contract.symbols import SYMBOLS
 from protocols.errors import LocalError, WorldError
 
 from .vectors import vector
 
 TIME = 1_633_384_800  # 2021-10-04T22:00:00
+ID = "btcusd1633384800"
 SECRET = tagged_hash("test", b"attestation")
 KEY = xonly.from_prvkey(SECRET)[0]
 OTHER_KEY = xonly.from_prvkey(tagged_hash("test", b"other"))[0]
@@ -54,7 +56,7 @@ def announced(raw: bytes, scheme: Dlc = DLC) -> Announcement:
 
 
 def attest(price: int, scheme: Dlc = DLC) -> bytes:
-    return scheme.attest(TIME, NONCES, SECRET, SECRET, price)
+    return scheme.attest(ID, NONCES, SECRET, SECRET, price)
 
 
 def attested(price: int, announcement: Announcement, scheme: Dlc = DLC) -> Attestation:
@@ -63,7 +65,7 @@ def attested(price: int, announcement: Announcement, scheme: Dlc = DLC) -> Attes
     return attestation
 
 
-RAW = DLC.announce(TIME, NONCES, SECRET, SECRET)
+RAW = DLC.announce(ID, NONCES, SECRET, SECRET)
 ANNOUNCEMENT = announced(RAW)
 ANTICIPATION = Anticipation(ANNOUNCEMENT)
 EVENT = Event(
@@ -139,9 +141,11 @@ def test_plain_digests_are_those_of_the_vectors() -> None:
 
 
 def test_event_ids() -> None:
-    assert DLC.event_id(TIME) == "btcusd1633384800"
-    assert DLC.path(DLC.event_id(TIME)) == "/dlc/btcusd1633384800"
-    assert [DLC.event_time(DLC.event_id(time)) for time in (0, TIME, 2**32 - 1)] == [0, TIME, 2**32 - 1]
+    assert DLC.event_id("BTCUSD", TIME) == "btcusd1633384800"
+    assert DLC.path(DLC.event_id("BTCUSD", TIME)) == "/dlc/btcusd1633384800"
+    assert DLC.event_id("ETHUSD", TIME) == "ethusd1633384800"
+    for each in product(SYMBOLS, (0, TIME, 2**32 - 1)):
+        assert DLC.parse_event(DLC.event_id(*each)) == each
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_event_ids() -> None:
 )
 def test_other_ids_are_refused(event: str) -> None:
     with pytest.raises(ValueError, match="allowed is one such as btcusd1633384800"):
-        DLC.event_time(event)
+        DLC.parse_event(event)
 
 
 def test_the_configuration_knows_every_scheme() -> None:
@@ -187,8 +191,8 @@ def signed_value(value: bytes, *, key: bytes = KEY, secret: bytes = SECRET, sche
 
 @DIALECTS
 def test_what_the_oracle_announces(scheme: Dlc) -> None:
-    raw = scheme.announce(TIME, NONCES, SECRET, SECRET)
-    assert raw == scheme.announce(TIME, NONCES, SECRET, SECRET) == signed(scheme=scheme)
+    raw = scheme.announce(ID, NONCES, SECRET, SECRET)
+    assert raw == scheme.announce(ID, NONCES, SECRET, SECRET) == signed(scheme=scheme)
     announcement = announced(raw, scheme)
     assert (announcement.id, announcement.time, announcement.digits) == (EVENT.id, TIME, 20)
     assert (announcement.key, announcement.nonces) == (KEY, EVENT.nonces)
@@ -206,14 +210,14 @@ def test_the_specifications_digest_is_of_the_whole_record() -> None:
 def test_dialects_are_not_mistaken_for_each_other() -> None:
     for scheme, other in ((DLC, DLC_SHA256), (DLC_SHA256, DLC)):
         with pytest.raises(WorldError) as refused:
-            announced(scheme.announce(TIME, NONCES, SECRET, SECRET), other)
+            announced(scheme.announce(ID, NONCES, SECRET, SECRET), other)
         assert refused.value.code == "bad_announcement"
 
 
 def test_an_oracle_with_two_keys() -> None:
     """Not the specification's, but safer: the configuration names both."""
     announcement = parse_announcement(
-        DLC.announce(TIME, NONCES, SECRET, NONCES[0]),
+        DLC.announce(ID, NONCES, SECRET, NONCES[0]),
         announcement_key=EVENT.nonces[0],
         attestation_key=KEY,
         scheme="dlc",
@@ -303,7 +307,7 @@ def test_the_hash_of_announcements_is_of_whole_records() -> None:
 
 def test_an_oracle_has_a_nonce_for_every_digit() -> None:
     with pytest.raises(ValueError, match="20 nonces, not 19"):
-        DLC.announce(TIME, NONCES[1:], SECRET, SECRET)
+        DLC.announce(ID, NONCES[1:], SECRET, SECRET)
 
 
 # --- attestations
@@ -312,7 +316,7 @@ def test_an_oracle_has_a_nonce_for_every_digit() -> None:
 @DIALECTS
 @pytest.mark.parametrize("price", [0, 49_262, 2**20 - 1, 2**20, 10**9])
 def test_an_attested_price(scheme: Dlc, price: int) -> None:
-    announcement = announced(scheme.announce(TIME, NONCES, SECRET, SECRET), scheme)
+    announcement = announced(scheme.announce(ID, NONCES, SECRET, SECRET), scheme)
     attestation = attested(price, announcement, scheme)
     assert (attestation.price, attestation.id) == (min(price, 2**20 - 1), EVENT.id)
     for nonce, scalar, digit in zip(EVENT.nonces, attestation.scalars, price_digits(price), strict=True):
@@ -396,7 +400,7 @@ def test_what_was_anticipated_opens(price: int, length: int) -> None:
 
 @DIALECTS
 def test_points_and_signatures_are_those_of_another_implementation(scheme: Dlc) -> None:
-    announcement = announced(scheme.announce(TIME, NONCES, SECRET, SECRET), scheme)
+    announcement = announced(scheme.announce(ID, NONCES, SECRET, SECRET), scheme)
     for index, digit in product((0, 1, 19), "01"):
         message = scheme.outcome_digest(digit)
         theirs = dlc_oracle.sign_(message, SECRET, NONCES[index])

@@ -26,7 +26,7 @@ class Market:
 
     def __init__(self, price: str = "54000.2") -> None:
         self.price = price
-        self.exchange = Exchange(lambda: self.price, lambda: BASE + trio.current_time())
+        self.exchange = Exchange(lambda _: self.price, lambda: BASE + trio.current_time())
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from protocols.errors import WorldError
 from .vectors import vector
 
 EVENT = 1633384800  # 2021-10-04T22:00:00
+ID = OLIVIA.event_id("BTCUSD", EVENT)
 ATTESTATION_SECRET = tagged_hash("test", b"attestation")
 ANNOUNCEMENT_SECRET = tagged_hash("test", b"announcement")
 ATTESTATION_KEY = xonly.from_prvkey(ATTESTATION_SECRET)[0]
@@ -46,7 +47,7 @@ def announced(raw: bytes, attestation_key: bytes = ATTESTATION_KEY) -> Announcem
 
 
 def attested(announcement: Announcement, price: int) -> Attestation:
-    raw = OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    raw = OLIVIA.attest(ID, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
     attestation = parse_attestation(raw, announcement)
     assert attestation is not None
     return attestation
@@ -60,7 +61,7 @@ def signed(said: object, **changes: object) -> bytes:
     return json.dumps({"announcement": announcement, "attestation": None}).encode()
 
 
-RAW = OLIVIA.announce(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
+RAW = OLIVIA.announce(ID, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
 ANNOUNCEMENT = announced(RAW)
 
 
@@ -75,15 +76,17 @@ def said() -> Json:
 
 
 def test_event_ids() -> None:
-    assert OLIVIA.event_id(EVENT) == "/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20"
-    assert OLIVIA.event_time("/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20") == EVENT
-    assert OLIVIA.event_time(OLIVIA.event_id(0)) == 0
+    assert OLIVIA.event_id("BTCUSD", EVENT) == "/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20"
+    assert OLIVIA.parse_event("/x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20") == ("BTCUSD", EVENT)
+    assert OLIVIA.event_id("ETHUSD", EVENT) == "/x/BitMEX/BETH/2021-10-04T22:00:00.price?n=20"
+    assert OLIVIA.parse_event("/x/BitMEX/BETH/2021-10-04T22:00:00.price?n=20") == ("ETHUSD", EVENT)
+    assert OLIVIA.parse_event(OLIVIA.event_id("BTCUSD", 0)) == ("BTCUSD", 0)
 
 
 @given(st.integers(0, 253_402_300_799))
 def test_event_ids_follow_the_calendar(seconds: int) -> None:
-    name = OLIVIA.event_id(seconds)
-    assert OLIVIA.event_time(name) == seconds
+    name = OLIVIA.event_id("BTCUSD", seconds)
+    assert OLIVIA.parse_event(name) == ("BTCUSD", seconds)
     assert calendar.timegm(time.strptime(name, "/x/BitMEX/BXBT/%Y-%m-%dT%H:%M:%S.price?n=20")) == seconds
 
 
@@ -108,14 +111,14 @@ def test_event_ids_follow_the_calendar(seconds: int) -> None:
 )
 def test_bad_event_ids(name: str) -> None:
     with pytest.raises(ValueError, match="event id is"):
-        OLIVIA.event_time(name)
+        OLIVIA.parse_event(name)
 
 
 # --- announcements
 
 
 def test_an_announcement_is_read_back() -> None:
-    assert ANNOUNCEMENT.id == OLIVIA.event_id(EVENT)
+    assert ANNOUNCEMENT.id == OLIVIA.event_id("BTCUSD", EVENT)
     assert (ANNOUNCEMENT.time, ANNOUNCEMENT.scheme, ANNOUNCEMENT.digits) == (EVENT, "olivia-v1", 20)
     assert ANNOUNCEMENT.key == ATTESTATION_KEY
     assert ANNOUNCEMENT.nonces == tuple(xonly.from_prvkey(nonce)[0] for nonce in NONCES)
@@ -123,7 +126,7 @@ def test_an_announcement_is_read_back() -> None:
 
 
 def test_an_announcement_stays_the_same_when_its_attestation_comes() -> None:
-    raw = OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
+    raw = OLIVIA.attest(ID, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
     assert raw != RAW
     assert announced(raw) == ANNOUNCEMENT
 
@@ -153,7 +156,10 @@ def nonces(change: Callable[[list[Any]], object]) -> Callable[[Json], object]:
         (without("id"), "id is None"),
         (lambda said: said | {"id": "/x/FTX"}, "event id is '/x/FTX'"),
         (lambda said: said | {"id": 5}, "id is 5"),
-        (lambda said: said | {"id": OLIVIA.event_id(EVENT + 3600)}, "expected-outcome-time is '2021-10-04T22:00:00'"),
+        (
+            lambda said: said | {"id": OLIVIA.event_id("BTCUSD", EVENT + 3600)},
+            "expected-outcome-time is '2021-10-04T22:00:00'",
+        ),
         (without("expected-outcome-time"), "expected-outcome-time is None"),
         (without("descriptor"), "descriptor is None"),
         (descriptor(n_digits=19), "descriptor.n_digits is 19, allowed is 20"),
@@ -227,7 +233,7 @@ def test_a_nonce_that_cancels_the_key_is_refused() -> None:
     else:
         pytest.fail("no such key among fifty")
     with pytest.raises(WorldError, match=r"nonce 1 of .* cancels the oracle's key") as refused:
-        announced(OLIVIA.announce(EVENT, [NONCES[0], nonce, *NONCES[2:]], secret, ANNOUNCEMENT_SECRET), key)
+        announced(OLIVIA.announce(ID, [NONCES[0], nonce, *NONCES[2:]], secret, ANNOUNCEMENT_SECRET), key)
     assert refused.value.code == "bad_announcement"
 
 
@@ -237,7 +243,9 @@ def test_a_key_that_is_none_is_refused() -> None:
 
 
 def test_the_hash_of_announcements_is_that_of_the_specification() -> None:
-    later = announced(OLIVIA.announce(EVENT + 3600, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET))
+    later = announced(
+        OLIVIA.announce(OLIVIA.event_id("BTCUSD", EVENT + 3600), NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET)
+    )
     events = b"".join(len(each.data).to_bytes(4, "big") + each.data for each in (ANNOUNCEMENT, later))
     assert announcements_hash([ANNOUNCEMENT, later]) == tagged_hash(
         "cfd/announcements", b"olivia-v1" + ATTESTATION_KEY + events
@@ -278,7 +286,7 @@ def test_a_body_without_the_member_is_not_attested() -> None:
 
 
 def claim(**changes: object) -> bytes:
-    body: Json = json.loads(OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262))
+    body: Json = json.loads(OLIVIA.attest(ID, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262))
     return json.dumps({"attestation": body["attestation"] | changes}).encode()
 
 
@@ -318,11 +326,11 @@ def test_attestations_are_verified_in_full(raw: bytes, sentence: str) -> None:
 
 def test_the_oracle_attests_no_negative_price() -> None:
     with pytest.raises(ValueError, match="price is -1"):
-        OLIVIA.attest(EVENT, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, -1)
+        OLIVIA.attest(ID, NONCES, ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, -1)
 
 
 def test_an_attestation_of_another_event_is_refused() -> None:
-    raw = OLIVIA.attest(EVENT, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
+    raw = OLIVIA.attest(ID, NONCES[::-1], ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, 49_262)
     with pytest.raises(WorldError, match="scalar 0 is not"):
         parse_attestation(raw, ANNOUNCEMENT)
 

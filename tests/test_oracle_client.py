@@ -20,7 +20,7 @@ from protocols.errors import WorldError
 from tests.deals import ANNOUNCEMENT_SECRET, ATTESTATION_SECRET, FIRST_EVENT, digest, x_only
 
 HOUR = 3600
-EVENT = OLIVIA.event_id(FIRST_EVENT)
+EVENT = OLIVIA.event_id("BTCUSD", FIRST_EVENT)
 CONFIG = OracleConfig("http://oracle.test/base", x_only(ANNOUNCEMENT_SECRET), x_only(ATTESTATION_SECRET), OLIVIA.name)
 Jumping = trio.testing.MockClock
 Answer = httpx2.Response | Exception | None
@@ -82,10 +82,11 @@ class Oracles:
         return OracleClient(CONFIG, self.http, clock=self.clock, store=self.store, report=self.reports)
 
     def body(self, time: int, price: int | None = None) -> bytes:
+        event = OLIVIA.event_id("BTCUSD", time)
         nonces = [digest(self.nonce_salt, time, index) for index in range(20)]
         secrets = ATTESTATION_SECRET, ANNOUNCEMENT_SECRET
         return (
-            OLIVIA.announce(time, nonces, *secrets) if price is None else OLIVIA.attest(time, nonces, *secrets, price)
+            OLIVIA.announce(event, nonces, *secrets) if price is None else OLIVIA.attest(event, nonces, *secrets, price)
         )
 
     async def _handle(self, request: httpx2.Request) -> httpx2.Response:
@@ -93,7 +94,9 @@ class Oracles:
         assert path.startswith("/base/x/BitMEX/BXBT/")
         self.asked.append((self.clock.now() - FIRST_EVENT, path.removeprefix("/base")))
         time = next(
-            FIRST_EVENT + HOUR * n for n in range(50) if path == "/base" + OLIVIA.event_id(FIRST_EVENT + HOUR * n)
+            FIRST_EVENT + HOUR * n
+            for n in range(50)
+            if path == "/base" + OLIVIA.event_id("BTCUSD", FIRST_EVENT + HOUR * n)
         )
         answer = self.says(self.body(time, self.price if self.clock.now() >= self.attested_at else None))
         if isinstance(answer, Awaitable):
@@ -188,7 +191,7 @@ async def test_an_event_that_does_not_exist_says_nothing_about_the_oracle(
 async def test_the_announcement_of_another_event_is_refused(autojump_clock: Jumping, oracle: Oracles) -> None:
     oracle.says = lambda _: said(oracle.body(FIRST_EVENT + HOUR))
     error = await failure(oracle.client.announcement(EVENT))
-    assert error.sentence == f"asked for {EVENT}, the oracle announces {OLIVIA.event_id(FIRST_EVENT + HOUR)}"
+    assert error.sentence == f"asked for {EVENT}, the oracle announces {OLIVIA.event_id('BTCUSD', FIRST_EVENT + HOUR)}"
 
 
 async def test_an_attestation_is_none_until_it_is_there_and_then_stands(
@@ -304,14 +307,17 @@ async def test_it_looks_a_day_ahead_and_reports_what_is_missing(autojump_clock: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(oracle.client.look_ahead)
         await trio.sleep(150)
-        expected = OLIVIA.event_id(FIRST_EVENT + 24 * HOUR), OLIVIA.event_id(FIRST_EVENT + 25 * HOUR)
+        expected = (
+            OLIVIA.event_id("BTCUSD", FIRST_EVENT + 24 * HOUR),
+            OLIVIA.event_id("BTCUSD", FIRST_EVENT + 25 * HOUR),
+        )
         assert [event for _, event in oracle.asked] == [expected[0]] * 2 + [expected[1]]
         assert oracle.reports[0] is not None
         assert "has not announced" in oracle.reports[0]
         oracle.says = said
         await trio.sleep(HOUR)
         assert oracle.reports[-1] is None
-        assert list(oracle.store.kept) == [expected[1], OLIVIA.event_id(FIRST_EVENT + 26 * HOUR)]
+        assert list(oracle.store.kept) == [expected[1], OLIVIA.event_id("BTCUSD", FIRST_EVENT + 26 * HOUR)]
         nursery.cancel_scope.cancel()
 
 
@@ -322,7 +328,7 @@ async def test_against_the_regtest_oracle(tmp_path: Path, nursery: trio.Nursery,
     clock = Clock(wall=lambda: now[0])
     keys = OracleKeys.load(tmp_path / "oracle.key")
     prices = AttestedPrices(tmp_path / "prices")
-    oracle = Oracle(keys, prices, clock, since=FIRST_EVENT - HOUR, market=lambda _: "49262.8")
+    oracle = Oracle(keys, prices, clock, since=FIRST_EVENT - HOUR, market=lambda *_: "49262.8")
     reports = Reports()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -330,18 +336,18 @@ async def test_against_the_regtest_oracle(tmp_path: Path, nursery: trio.Nursery,
         config = OracleConfig(url, *keys.public(scheme), scheme.name)
         run = partial(run_oracle, config, clock=clock, store=MemoryStore(), report=reports)
         client: OracleClient = await nursery.start(run)
-        error = await failure(client.announcement(scheme.event_id(FIRST_EVENT)))
+        error = await failure(client.announcement(scheme.event_id("BTCUSD", FIRST_EVENT)))
         assert error.code == "oracle_unreachable"
         assert config.url in error.sentence
         listener.listen()
         listener.setblocking(False)
         await nursery.start(partial(serve, oracle_app(oracle), [listener]))
-        announcement = await client.announcement(scheme.event_id(FIRST_EVENT))
+        announcement = await client.announcement(scheme.event_id("BTCUSD", FIRST_EVENT))
         assert await client.attestation(announcement) is None
         now[0] += 1
         attestation = await client.wait_attestation(announcement)
         assert attestation.price == 49_262
-        missing = await failure(client.announcement(scheme.event_id(FIRST_EVENT + 100 * HOUR)))
+        missing = await failure(client.announcement(scheme.event_id("BTCUSD", FIRST_EVENT + 100 * HOUR)))
         assert missing.code == "unknown_event"
         assert reports[0] is not None
         assert reports[-1] is None

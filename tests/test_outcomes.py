@@ -115,8 +115,9 @@ def test_liquidation_regions_are_what_the_specification_says(terms: Terms, price
     payout = Payout(terms)
     regions = liquidation_regions(terms)
     cet = covering(regions, 0, price)
-    end = (payout.bankrupt + 1) // 256 * 256 - 1
-    start = PRICE_LIMIT if payout.saturated is None else -(-payout.saturated // 256) * 256
+    step = {"BTCUSD": 256, "ETHUSD": 8}[terms.symbol]
+    end = -1 if payout.bankrupt is None else (payout.bankrupt + 1) // step * step - 1
+    start = PRICE_LIMIT if payout.saturated is None else -(-payout.saturated // step) * step
     assert (cet is not None) == (price <= end or price >= start)
     for cet in regions:
         check_prefix(cet)

@@ -30,7 +30,10 @@ def test_the_worked_contract(price: int, long: int) -> None:
 @given(any_terms(), whole_prices | exact_prices)
 def test_it_is_the_formula_of_the_specification(terms: Terms, price: int | Fraction) -> None:
     opening = terms.opening_price
-    gain = hu(SATS * terms.quantity * (price - opening) / (opening * price)) if price else -terms.pool * 100
+    if terms.symbol == "ETHUSD":
+        gain = hu(100 * terms.quantity * (price - opening))
+    else:
+        gain = hu(SATS * terms.quantity * (price - opening) / (opening * price)) if price else -terms.pool * 100
     exact = terms.margin_of(Side.LONG) + terms.account_of(Side.LONG) + gain
     assert Payout(terms).long(price) == max(0, min(terms.pool, exact))
 
@@ -53,11 +56,12 @@ def test_the_long_never_loses_by_a_higher_price(terms: Terms, a: int, b: int) ->
 @given(any_terms(), whole_prices)
 def test_bankrupt_and_saturated_are_exact(terms: Terms, price: int) -> None:
     payout = Payout(terms)
-    assert (payout.long(price) == 0) == (price <= payout.bankrupt)
+    bankrupt = -1 if payout.bankrupt is None else payout.bankrupt
+    assert (payout.long(price) == 0) == (price <= bankrupt)
     assert (payout.long(price) == payout.pool) == (payout.saturated is not None and price >= payout.saturated)
-    for edge in (payout.bankrupt, payout.bankrupt + 1):
-        assert (payout.long(edge) == 0) == (edge <= payout.bankrupt)
-    if payout.saturated is not None:
+    for edge in (max(bankrupt, 0), bankrupt + 1):
+        assert (payout.long(edge) == 0) == (edge <= bankrupt)
+    if payout.saturated:
         assert payout.long(payout.saturated - 1) < payout.pool == payout.long(payout.saturated)
 
 
@@ -77,8 +81,8 @@ def test_the_short_is_bankrupt_where_the_domain_says() -> None:
 
 
 def test_fees_owed_move_the_bankruptcy() -> None:
-    assert Payout(evolve(WORKED, maker_account=100_000)).bankrupt > Payout(WORKED).bankrupt
-    assert Payout(evolve(WORKED, maker_account=-100_000)).bankrupt < Payout(WORKED).bankrupt
+    prices = [Payout(evolve(WORKED, maker_account=account)).bankrupt for account in (-100_000, 0, 100_000)]
+    assert prices == [44_428, 45_000, 45_586]
 
 
 def test_the_refund_is_margins_and_accounts() -> None:

@@ -193,7 +193,7 @@ def test_a_set_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"symbol": "ETHUSD"}, "symbol"),
+        ({"symbol": "XRPUSD"}, "symbol"),
         ({"price": "54000.0"}, "price"),
         ({"price": "0"}, "price"),
         ({"price": "-1"}, "price"),

@@ -400,7 +400,7 @@ class TestConnection:
         (listener,) = listeners
         assert isinstance(listener.transport_listener, trio.SocketListener)
         port = listener.transport_listener.socket.getsockname()[1]
-        exchange = Exchange(lambda: "54000.2", Clock().now)
+        exchange = Exchange(lambda _: "54000.2", Clock().now)
 
         async def talk(stream: Any) -> None:
             await exchange.talk(stream)
@@ -427,7 +427,7 @@ async def test_without_an_exchange_there_is_a_reason(autojump_clock: trio.testin
 async def test_a_supervised_feed_comes_back_by_itself(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    exchange = Exchange(lambda: "60000", wall)
+    exchange = Exchange(lambda _: "60000", wall)
 
     async def dial() -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()

@@ -70,7 +70,7 @@ class Desk:
         self.down: str | None = None
         """A service that an order would need."""
         self.clock = Clock(wall=lambda: NOW + trio.current_time())
-        self.exchange = Exchange(lambda: self.market, self.clock.now)
+        self.exchange = Exchange(lambda _: self.market, self.clock.now)
         self.feed = Feed("ws://exchange.example/realtime", self.clock, dial=self._dial)
         self.board = OfferBoard(self.clock)
         self.ids = iter(bytes([n]) * 16 for n in range(1, 256))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from protocols.contract.oracle import (
     parse_announcement,
     parse_attestation,
 )
+from protocols.contract.symbols import SYMBOLS
 from protocols.errors import LocalError, WorldError
 
 SOMEONE = b"\x00\x14" + bytes(range(20))
@@ -69,7 +71,7 @@ class TestWorld:
             assert taker.oracle.announcement_key == world.announcement_key.hex()
             async with httpx2.AsyncClient() as http:
                 state = (await http.get(f"{taker.regtest.control}/state")).json()
-                event = DLC.event_id((world.clock.calendar() // 3600 + 24) * 3600)
+                event = DLC.event_id("BTCUSD", (world.clock.calendar() // 3600 + 24) * 3600)
                 answer = await http.get(taker.oracle.url + DLC.path(event))
             assert state["height"] == FIRST_BLOCKS
             announcement = parse_announcement(
@@ -88,7 +90,7 @@ class TestWorld:
             height = world.world.chain.height
             with trio.fail_after(30):
                 while True:
-                    answer = await http.get(world.oracle + OLIVIA.path(OLIVIA.event_id(event)))
+                    answer = await http.get(world.oracle + OLIVIA.path(OLIVIA.event_id("BTCUSD", event)))
                     if answer.json()["attestation"] is not None:
                         break
                     await trio.sleep(0.1)
@@ -123,10 +125,15 @@ class TestWorld:
             await http.post("/mine", json={"address": address})
             assert len(world.world.index.unspent(script_hash(SOMEONE))) == 2
 
-            assert (await http.post("/price", json={"price": "61234.5"})).json() == {"price": "61234.5"}
+            assert (await http.post("/price", json={"price": "61234.5"})).json()["price"] == "61234.5"
             state = (await http.get("/state")).json()
             assert (state["price"], state["price_overridden"]) == ("61234.5", True)
-            assert (await http.post("/price", json={"price": None})).json() != {"price": "61234.5"}
+            said = (await http.post("/price", json={"symbol": "ETHUSD", "price": "2500.75"})).json()
+            assert said == {"symbol": "ETHUSD", "price": "2500.75"}
+            assert (await http.get("/state")).json()["prices"] == {"BTCUSD": "61234.5", "ETHUSD": "2500.75"}
+            unknown = await http.post("/price", json={"symbol": "XRPUSD", "price": "1"})
+            assert "allowed is BTCUSD or ETHUSD" in unknown.text
+            assert (await http.post("/price", json={"price": None})).json()["price"] != "61234.5"
             assert (await http.post("/schedule", json={"on": False})).json() == {"scheduled": False}
             assert (await http.get("/state")).json()["scheduled"] is False
 
@@ -187,7 +194,7 @@ class TestWorld:
                 f"{first.control}/fund", json={"address": to_address(SOMEONE, "regtest"), "amount_sat": 5000}
             )
             await http.post(f"{first.control}/mine", json={})
-            event = DLC.path(DLC.event_id((first.clock.calendar() // 3600 + 2) * 3600))
+            event = DLC.path(DLC.event_id("BTCUSD", (first.clock.calendar() // 3600 + 2) * 3600))
             announced = (await http.get(first.oracle + event)).content
             await http.post(f"{first.control}/price", json={"price": "77777.77"})
             wall.now += 3600 * 3
@@ -247,7 +254,7 @@ class TestTreasury:
 
 
 class TestOracle:
-    def oracle(self, tmp_path: Path, wall: Wall, market: Callable[[int], str] = lambda _: "49262.8") -> Oracle:
+    def oracle(self, tmp_path: Path, wall: Wall, market: Callable[[str, int], str] = lambda *_: "49262.8") -> Oracle:
         keys = OracleKeys.load(tmp_path / "secret")
         prices = AttestedPrices(tmp_path / "attested")
         return Oracle(keys, prices, Clock(wall=wall), since=BASE, market=market)
@@ -262,7 +269,7 @@ class TestOracle:
         oracle = self.oracle(tmp_path, wall)
         first = -(-BASE // 3600) * 3600
         for event in (first, (BASE + AHEAD) // 3600 * 3600):
-            raw = oracle.answer(scheme, scheme.event_id(event))
+            raw = oracle.answer(scheme, scheme.event_id("BTCUSD", event))
             announcement = self.announced(oracle, scheme, raw)
             assert (announcement.time, parse_attestation(raw, announcement)) == (event, None)
             wall.now = event - 1
@@ -278,9 +285,9 @@ class TestOracle:
         """Two scalars of one nonce, s = p + r and s = r + e·p, would give p away."""
         wall = Wall(BASE + 7200)
         prices = iter(["50000", "60000"])
-        oracle = self.oracle(tmp_path, wall, market=lambda _: next(prices))
+        oracle = self.oracle(tmp_path, wall, market=lambda *_: next(prices))
         event = BASE // 3600 * 3600 + 3600
-        answers = {scheme: oracle.answer(scheme, scheme.event_id(event)) for scheme in (DLC, OLIVIA)}
+        answers = {scheme: oracle.answer(scheme, scheme.event_id("BTCUSD", event)) for scheme in (DLC, OLIVIA)}
         announcements = {scheme: self.announced(oracle, scheme, raw) for scheme, raw in answers.items()}
         attested = {scheme: parse_attestation(raw, announcements[scheme]) for scheme, raw in answers.items()}
         assert [each and each.price for each in attested.values()] == [50_000, 50_000]
@@ -300,31 +307,35 @@ class TestOracle:
     @pytest.mark.parametrize("scheme", [DLC, OLIVIA], ids=lambda scheme: scheme.name)
     def test_other_events_are_not_announced(self, tmp_path: Path, scheme: Scheme, name: str | int) -> None:
         with pytest.raises(NotFound):
-            self.oracle(tmp_path, Wall()).answer(scheme, name if isinstance(name, str) else scheme.event_id(name))
+            self.oracle(tmp_path, Wall()).answer(
+                scheme, name if isinstance(name, str) else scheme.event_id("BTCUSD", name)
+            )
 
     def test_a_price_is_decided_once(self, tmp_path: Path) -> None:
         wall = Wall(BASE + 7200)
-        event = DLC.event_id(BASE // 3600 * 3600 + 3600)
+        event = DLC.event_id("BTCUSD", BASE // 3600 * 3600 + 3600)
         attested = self.oracle(tmp_path, wall).answer(DLC, event)
         # killed while writing the next one
         with (tmp_path / "attested").open("a") as file:
-            file.write("17000")
-        again = self.oracle(tmp_path, wall, market=lambda _: "1")
+            file.write("BTCUSD 17000")
+        again = self.oracle(tmp_path, wall, market=lambda *_: "1")
         assert again.answer(DLC, event) == attested
-        later = DLC.event_id(BASE // 3600 * 3600 + 7200)
+        later = DLC.event_id("BTCUSD", BASE // 3600 * 3600 + 7200)
         assert again.answer(DLC, later) == self.oracle(tmp_path, wall).answer(DLC, later)
 
     async def test_prices_are_decided_when_the_hour_comes(
         self, tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
     ) -> None:
-        prices = iter(["50000", "60000.99", "70000"])
+        prices = iter(["50000", "3000", "60000.99", "3100.5", "70000"])
         keys, attested = OracleKeys.load(tmp_path / "secret"), AttestedPrices(tmp_path / "attested")
         clock = Clock(hour=60.0, anchor=BASE, wall=lambda: BASE + trio.current_time())
-        oracle = Oracle(keys, attested, clock, since=BASE, market=lambda _: next(prices))
+        oracle = Oracle(keys, attested, clock, since=BASE, market=lambda *_: next(prices))
         nursery.start_soon(oracle.run)
         await trio.sleep(60.0 * 2 + 1)
         first = BASE // 3600 * 3600 + 3600
-        assert (tmp_path / "attested").read_text() == f"{first} 50000\n{first + 3600} 60000\n"
+        assert (tmp_path / "attested").read_text() == (
+            f"BTCUSD {first} 50000\nETHUSD {first} 3000\nBTCUSD {first + 3600} 60000\nETHUSD {first + 3600} 3100\n"
+        )
 
     def test_a_damaged_secret_is_named_and_not_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "secret").write_bytes(b"short")
@@ -337,8 +348,10 @@ class TestOracle:
         assert repr(keys) == "OracleKeys()"
         assert OracleKeys.load(tmp_path / "secret") == keys
         secrets = [keys.announcement_secret(OLIVIA), *(keys.attestation_secret(each) for each in (DLC, OLIVIA))]
-        secrets += [nonce for each in (DLC, OLIVIA) for event in (3600, 7200) for nonce in keys.nonces(each, event)]
-        assert len(set(secrets)) == 83
+        for each in (DLC, OLIVIA):
+            for symbol, moment in product(SYMBOLS, (3600, 7200)):
+                secrets += keys.nonces(each, each.event_id(symbol, moment))
+        assert len(set(secrets)) == 163
 
 
 class TestPrices:

@@ -129,7 +129,7 @@ def assert_claimable(node: Node, index: int) -> None:
         outcome = covering(transactions.outcomes, event, price)
         assert outcome is not None
         named = plan.announcements[event]
-        body = OLIVIA.attest(named.time, nonces(named.time), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+        body = OLIVIA.attest(named.id, nonces(named.id), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
         attestation = parse_attestation(body, named)
         assert attestation is not None
         raw = complete_cet(
@@ -785,7 +785,7 @@ def point_lies(own: Role) -> list[tuple[str, Change, str]]:
 
 
 def events(now: int) -> list[str]:
-    return list(contract_events(now, scheme_named(OFFER.oracle.scheme)))
+    return list(contract_events("BTCUSD", now, scheme_named(OFFER.oracle.scheme)))
 
 
 EVENTS = events(NOW)

@@ -127,7 +127,7 @@ async def test_time_is_the_oracles_calendar(tmp_path: Path) -> None:
 async def test_announcements_are_our_own_oracles_and_come_in_order(tmp_path: Path) -> None:
     async with running(tmp_path) as (world, node):
         first = first_event(world.clock.calendar())
-        ids = tuple(DLC.event_id(first + HOUR * each) for each in (3, 1, 2))
+        ids = tuple(DLC.event_id("BTCUSD", first + HOUR * each) for each in (3, 1, 2))
         keys = node.setup.oracle_keys
         found = await ask(node, FetchAnnouncements(keys, ids))
         assert tuple(each.id for each in found) == ids
@@ -135,7 +135,7 @@ async def test_announcements_are_our_own_oracles_and_come_in_order(tmp_path: Pat
         other = OracleKeys(keys.scheme, keys.announcement_key, x_only(secret("other")))
         assert (await refused(node, FetchAnnouncements(other, ids))).code == "other_oracle"
 
-        unknown = DLC.event_id(first + HOUR * 1_000)
+        unknown = DLC.event_id("BTCUSD", first + HOUR * 1_000)
         error = await refused(node, FetchAnnouncements(keys, (*ids, unknown)))
         assert isinstance(error, WorldError)
         assert unknown in error.sentence

@@ -86,18 +86,22 @@ def test_tagged_hash_is_that_of_bip340() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "price", "leverage", "satoshis"),
+    ("symbol", "quantity", "price", "leverage", "satoshis"),
     [
         # domain.md "BTCUSD", contract.md "Numbers that both peers compute"
-        (40_000, "40000", 1, 100_000_000),
-        (40_000, "40000", 10, 10_000_000),
-        (3_500, "54000", 5, 1_296_296),
-        (3_500, "54000", 1, 6_481_481),
-        (1, "40000.5", 1, 2_500),
+        ("BTCUSD", 40_000, "40000", 1, 100_000_000),
+        ("BTCUSD", 40_000, "40000", 10, 10_000_000),
+        ("BTCUSD", 3_500, "54000", 5, 1_296_296),
+        ("BTCUSD", 3_500, "54000", 1, 6_481_481),
+        ("BTCUSD", 1, "40000.5", 1, 2_500),
+        # domain.md "ETHUSD"
+        ("ETHUSD", 1, "2500.75", 1, 250_075),
+        ("ETHUSD", 40, "3000", 3, 4_000_000),
+        ("ETHUSD", 1, "2500.75", 2, 125_038),  # 125 037.5
     ],
 )
-def test_margins(quantity: int, price: str, leverage: int, satoshis: int) -> None:
-    assert margin(quantity, parse_price(price), leverage) == satoshis
+def test_margins(symbol: str, quantity: int, price: str, leverage: int, satoshis: int) -> None:
+    assert margin(symbol, quantity, parse_price(price), leverage) == satoshis
 
 
 def test_the_worked_contract() -> None:
@@ -141,7 +145,7 @@ def test_who_pays_funding(maker_side: Side, rate: str, to_maker: int) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("symbol", "ETHUSD"),
+        ("symbol", "XRPUSD"),
         ("quantity", 0),
         ("quantity", -1),
         ("quantity", 1.0),

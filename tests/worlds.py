@@ -21,6 +21,7 @@ from node.eventstore.memory import MemoryBackend, run_memory_store
 from node.health import State
 from node.networks import NETWORKS
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
+from node.oracle.contradictions import OracleWatch
 from node.oracle.records import Announcements
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
@@ -164,6 +165,8 @@ class Node:
         supervisor.service("locks", locks.run, [self.positions])
         supervisor.service("contracts", keeper.run, [self.positions])
         supervisor.service("attestations", AttestationKeeper(self.positions, self.oracle).run, [self.positions])
+        watch = OracleWatch(self.positions, self.oracle, self.chain, clock, self.trader.seed)
+        supervisor.service("oracle-watch", watch.run, [self.positions, self.oracle])
 
     @property
     def trader(self) -> Trader:
@@ -244,7 +247,7 @@ async def deal(
     placed = order(order_id=secret("order", name)[:16], offer=offer_on(world))
     terms = placed.offer.check_order(placed.quantity, placed.leverage)
     first = first_event(world.clock.calendar()) if first is None else first
-    ids = [DLC.event_id(first + HOUR * each) for each in range(events)]
+    ids = [DLC.event_id("BTCUSD", first + HOUR * each) for each in range(events)]
     announcements = tuple([await node.oracle.call(OracleClient.announcement, each) for each in ids])
     attempts = {role: TRADER[role].attempt(placed.order_id) for role in Role}
     parties: dict[Role, Party] = {}

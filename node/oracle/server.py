@@ -1,4 +1,4 @@
-"""A regtest world's oracle, which announces and attests a price every hour, in two schemes.
+"""A regtest world's oracle, which announces and attests each symbol's price every hour, in two schemes.
 
 ``GET /dlc/btcusd1633384800`` answers in the DLC specification's records, an announcement and, later, an attestation;
 ``GET /x/BitMEX/BXBT/2021-10-04T22:00:00.price?n=20`` as Olivia does, ``{"announcement": …, "attestation": … or null}``.
@@ -22,6 +22,7 @@ from node.errors import NotFound
 from node.web.problems import add_problem_handlers
 from protocols.contract.numbers import DIGITS, ORDER, parse_price, tagged_hash
 from protocols.contract.oracle import DLC, OLIVIA, Scheme
+from protocols.contract.symbols import SYMBOLS
 from protocols.errors import WorldError
 
 HOUR = 3600
@@ -67,13 +68,14 @@ class OracleKeys:
         announcement, attestation = self.announcement_secret(scheme), self.attestation_secret(scheme)
         return xonly.from_prvkey(announcement)[0], xonly.from_prvkey(attestation)[0]
 
-    def nonces(self, scheme: Scheme, event: int) -> list[bytes]:
-        of = scheme.name.encode(), event.to_bytes(8, "big")
+    def nonces(self, scheme: Scheme, event_id: str) -> list[bytes]:
+        symbol, time = scheme.parse_event(event_id)
+        of = scheme.name.encode(), symbol.encode(), time.to_bytes(8, "big")
         return [self.scalar(b"nonce", *of, bytes([index])) for index in range(DIGITS)]
 
 
 class AttestedPrices:
-    """The price of each event, decided once for ever: a file of lines ``event price``, appended to."""
+    """Each symbol's price at each event's time, decided once for ever: lines ``symbol time price``, appended to."""
 
     def __init__(self, path: Path) -> None:
         """Read the file, if there is one; a last line without an end was not yet told to anybody and is dropped."""
@@ -82,15 +84,15 @@ class AttestedPrices:
         if rest:
             os.truncate(path, len(whole) + (1 if whole else 0))
         rows = (line.split() for line in whole.splitlines())
-        self._prices = {int(event): int(price) for event, price in rows}
+        self._prices = {(symbol.decode(), int(time)): int(price) for symbol, time, price in rows}
 
-    def decide(self, event: int, price: int) -> int:
-        """The event's price: `price`, unless another was decided before."""
-        if event not in self._prices:
+    def decide(self, symbol: str, time: int, price: int) -> int:
+        """The symbol's price at this time: `price`, unless another was decided before."""
+        if (symbol, time) not in self._prices:
             with self._path.open("a", encoding="ascii") as file:
-                file.write(f"{event} {price}\n")
-            self._prices[event] = price
-        return self._prices[event]
+                file.write(f"{symbol} {time} {price}\n")
+            self._prices[symbol, time] = price
+        return self._prices[symbol, time]
 
 
 class Mode(StrEnum):
@@ -130,9 +132,9 @@ class Oracle:
     """What it says about an event, at any time of the calendar."""
 
     def __init__(
-        self, keys: OracleKeys, prices: AttestedPrices, clock: Clock, *, since: int, market: Callable[[int], str]
+        self, keys: OracleKeys, prices: AttestedPrices, clock: Clock, *, since: int, market: Callable[[str, int], str]
     ) -> None:
-        """`market` gives the price at a time of the calendar; events before `since` were never announced."""
+        """`market` gives a symbol's price at a time of the calendar; events before `since` were never announced."""
         self.keys = keys
         self._prices = prices
         self._clock = clock
@@ -144,37 +146,39 @@ class Oracle:
     def answer(self, scheme: Scheme, event_id: str) -> bytes:
         """What there is to say about the event of this id; raises `NotFound` for one that is not announced."""
         try:
-            event = scheme.event_time(event_id)
+            symbol, time = scheme.parse_event(event_id)
         except ValueError as error:
             raise NotFound("no_such_event", str(error)) from error
         now = self._clock.calendar()
         first, last = self._since + 1, now + AHEAD
-        if event % HOUR or not first <= event <= last:
-            allowed = f"{scheme.event_id(-(-first // HOUR) * HOUR)} to {scheme.event_id(last // HOUR * HOUR)}, hourly"
+        if time % HOUR or not first <= time <= last:
+            earliest, latest = -(-first // HOUR) * HOUR, last // HOUR * HOUR
+            allowed = f"{scheme.event_id(symbol, earliest)} to {scheme.event_id(symbol, latest)}, hourly"
             raise NotFound("no_such_event", f"event {event_id} is not announced; those from {allowed}, are")
-        if event > now:
-            return self._announced(scheme, event)
-        decided = self._prices.decide(event, _attested(self._market(event)))
-        price = self.behaviour.attests(event, decided, now)
+        price = self.behaviour.attests(time, self._decide(symbol, time), now) if time <= now else None
         if price is None:
-            return self._announced(scheme, event)
-        return scheme.attest(event, *self._secrets(scheme, event), price)
+            return self._announced(scheme, event_id)
+        return scheme.attest(event_id, *self._secrets(scheme, event_id), price)
 
     async def run(self) -> None:
-        """Decide each hour's price when it comes, whether or not anybody asks."""
+        """Decide each hour's prices when it comes, whether or not anybody asks."""
         while True:
             now = self._clock.calendar()
-            event = now // HOUR * HOUR
-            if event > self._since:
-                self._prices.decide(event, _attested(self._market(event)))
-            await trio.sleep(max(0.001, self._clock.wall_seconds(event + HOUR - now)))
+            time = now // HOUR * HOUR
+            if time > self._since:
+                for symbol in SYMBOLS:
+                    self._decide(symbol, time)
+            await trio.sleep(max(0.001, self._clock.wall_seconds(time + HOUR - now)))
 
-    def _announce(self, scheme: Scheme, event: int) -> bytes:
-        return scheme.announce(event, *self._secrets(scheme, event))
+    def _decide(self, symbol: str, time: int) -> int:
+        return self._prices.decide(symbol, time, _attested(self._market(symbol, time)))
 
-    def _secrets(self, scheme: Scheme, event: int) -> tuple[list[bytes], bytes, bytes]:
+    def _announce(self, scheme: Scheme, event_id: str) -> bytes:
+        return scheme.announce(event_id, *self._secrets(scheme, event_id))
+
+    def _secrets(self, scheme: Scheme, event_id: str) -> tuple[list[bytes], bytes, bytes]:
         keys = self.keys
-        return keys.nonces(scheme, event), keys.attestation_secret(scheme), keys.announcement_secret(scheme)
+        return keys.nonces(scheme, event_id), keys.attestation_secret(scheme), keys.announcement_secret(scheme)
 
 
 def oracle_app(oracle: Oracle) -> FastAPI:

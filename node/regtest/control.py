@@ -4,7 +4,7 @@ For people with curl, for demos and tests. It asks for no token: the coins are w
 this machine alone. Ids and hashes are hex as people write them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -29,6 +29,7 @@ from node.wallet.address import to_address, to_script
 from node.web.problems import add_problem_handlers
 from protocols.contract.funding import OutPoint
 from protocols.contract.numbers import MAX_MONEY, PRICE_LIMIT, BadNumber, parse_price
+from protocols.contract.symbols import ALLOWED
 from protocols.errors import LocalError
 
 MAX_BLOCKS = 1000
@@ -44,7 +45,8 @@ class World:
     index: Index
     mempool: Mempool
     treasury: Treasury
-    market: Market
+    markets: Mapping[str, Market]
+    """By symbol."""
     clock: Clock
     exchange: Exchange
     methods: Methods
@@ -53,6 +55,11 @@ class World:
     """Whether blocks come by themselves."""
     floor: int = 0
     """Satoshis per virtual byte below which no block takes a transaction, with the children that pay for it."""
+
+    @property
+    def market(self) -> Market:
+        """Bitcoin's."""
+        return self.markets["BTCUSD"]
 
     def mine(self, script: bytes | None = None) -> bytes:
         """A block with what waits in the mempool, at the wall clock's time; returns its hash."""
@@ -110,6 +117,7 @@ class Fees(_Body):
 
 
 class Price(_Body):
+    symbol: str = "BTCUSD"
     price: str | None
     """USD, at most two decimals; null gives the path back."""
 
@@ -142,6 +150,7 @@ def control_app(world: World) -> FastAPI:
             "calendar": world.clock.calendar(),
             "price": world.market.now(),
             "price_overridden": world.market.override is not None,
+            "prices": {symbol: market.now() for symbol, market in world.markets.items()},
             "exchange": world.exchange.mode,
             "oracle": world.oracle.behaviour.mode,
             "scheduled": world.scheduled,
@@ -179,13 +188,15 @@ def control_app(world: World) -> FastAPI:
 
     @app.post("/price")
     async def price(body: Price) -> dict[str, object]:
+        if (market := world.markets.get(body.symbol)) is None:
+            raise LocalError("bad_symbol", f"symbol is {body.symbol[:80]!r}, allowed is {ALLOWED}")
         if body.price is not None:
             try:
                 parse_price(body.price)
             except BadNumber as error:
                 raise LocalError("bad_price", str(error)) from error
-        world.market.override = body.price
-        return {"price": world.market.now()}
+        market.override = body.price
+        return {"symbol": body.symbol, "price": market.now()}
 
     @app.post("/exchange")
     async def exchange(body: Behaviour) -> dict[str, object]:

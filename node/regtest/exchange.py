@@ -1,8 +1,9 @@
 """An exchange that speaks BitMEX's realtime protocol, with quotes from the world's market.
 
 WebSocket on path ``/realtime``, JSON texts: a welcome, subscriptions confirmed, the present row as `partial`, then
-`insert`s of several rows, whole prices as integers, ``pong`` for ``ping``. The tables are `quote` of XBTUSD and, as
-rows of `trade` with size 0, the ticks of the index .BXBT (without the rows' `side`, which a tick does not have).
+`insert`s of several rows, whole prices as integers, ``pong`` for ``ping``. The tables are `quote` of XBTUSD and ETHUSD
+and, as rows of `trade` with size 0, the ticks of the indices .BXBT and .BETH (without the rows' `side`, which a tick
+does not have).
 
 It can be told to misbehave, see `Mode`.
 """
@@ -25,12 +26,14 @@ from trio_websocket import WebSocketConnection, wrap_server_stream
 from protocols.contract.numbers import parse_price
 
 PATH = "/realtime"
-INSTRUMENT, INDEX = "XBTUSD", ".BXBT"
-QUOTES, TICKS = f"quote:{INSTRUMENT}", f"trade:{INDEX}"
+QUOTES = {"quote:XBTUSD": "BTCUSD", "quote:ETHUSD": "ETHUSD"}
+"""Topics of best prices, with the symbol."""
+TICKS = {"trade:.BXBT": "BTCUSD", "trade:.BETH": "ETHUSD"}
+"""Topics of indices, with the symbol."""
 EVERY = 0.5
 """Seconds between two inserts."""
-TICK = Fraction(1, 2)
-"""Between two prices of the instrument, USD; the bid is the market's price or the tick below, the ask one tick up."""
+TICK = {"BTCUSD": Fraction(1, 2), "ETHUSD": Fraction(1, 20)}
+"""Between two prices of an instrument, USD; the bid is the market's price or the tick below, the ask one tick up."""
 MAX_REQUEST = 4096
 """Bytes."""
 MAX_CLIENTS = 100
@@ -61,8 +64,8 @@ class Mode(StrEnum):
 class Exchange:
     """Any number of clients; what they get depends on `mode` at that moment."""
 
-    def __init__(self, price: Callable[[], str], wall: Callable[[], float]) -> None:
-        """`price` is the market's, a decimal string; `wall` tells the time of the rows."""
+    def __init__(self, price: Callable[[str], str], wall: Callable[[], float]) -> None:
+        """`price` says a symbol's, a decimal string; `wall` tells the time of the rows."""
         self._price = price
         self._wall = wall
         self._mode = Mode.NORMAL
@@ -116,31 +119,31 @@ class Exchange:
 
     def row(self, topic: str) -> Row:
         """The present row of a topic."""
-        return self.quote() if topic == QUOTES else self.tick()
+        return self._quote(topic) if topic in QUOTES else self._tick(topic)
 
-    def quote(self) -> Row:
-        """The row of this moment."""
-        price = parse_price(self._price())
-        bid = max(price // TICK, 1) * TICK
-        ask = bid + TICK
+    def _quote(self, topic: str) -> Row:
+        symbol = QUOTES[topic]
+        tick = TICK[symbol]
+        bid = max(parse_price(self._price(symbol)) // tick, 1) * tick
+        ask = bid + tick
         if self.mode is Mode.CROSSED:
             bid, ask = ask, bid
         if self.mode is Mode.ABSURD:
             bid, ask = -bid, ask * 10**6
         return {
             "timestamp": self.now(),
-            "symbol": INSTRUMENT,
+            "symbol": _named(topic),
             "bidSize": 1000,
             "bidPrice": _number(bid),
             "askPrice": _number(ask),
             "askSize": 1000,
         }
 
-    def tick(self) -> Row:
+    def _tick(self, topic: str) -> Row:
         """The index at this moment, as a trade that nobody made."""
-        price = _number(parse_price(self._price()))
+        price = _number(parse_price(self._price(TICKS[topic])))
         nothing = dict.fromkeys(("trdMatchID", "grossValue", "homeNotional", "foreignNotional"))
-        return {"timestamp": self.now(), "symbol": INDEX, "size": 0, "price": price, **nothing}
+        return {"timestamp": self.now(), "symbol": _named(topic), "size": 0, "price": price, **nothing}
 
     def now(self) -> str:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -208,7 +211,7 @@ class _Client:
         match request:
             case {"op": "subscribe", "args": str() | list() as args}:
                 for topic in args if isinstance(args, list) else [args]:
-                    if topic not in (QUOTES, TICKS):
+                    if topic not in (*QUOTES, *TICKS):
                         await self._refuse("Unknown or expired symbol, or unknown table.", request)
                     elif topic in self.topics:
                         await self._refuse(f"You are already subscribed to this topic: {topic}", request)
@@ -234,21 +237,29 @@ class _Client:
 
 
 def _partial(topic: str, row: Row) -> object:
-    table, _, symbol = topic.partition(":")
     return {
-        "table": table,
+        "table": _table(topic),
         "action": "partial",
         "keys": [],
         "types": {name: _TYPES.get(name, "float") for name in row},
-        "filter": {"symbol": symbol},
+        "filter": {"symbol": _named(topic)},
         "data": [row],
     }
 
 
 def _insert(topic: str, before: Row, row: Row) -> object:
     """A tick, or three quotes: the former once more, and the present one in two sizes; only the last one counts."""
-    rows = [row] if topic == TICKS else [{**before, "timestamp": row["timestamp"]}, {**row, "bidSize": 900}, row]
-    return {"table": topic.partition(":")[0], "action": "insert", "data": rows}
+    rows = [row] if topic in TICKS else [{**before, "timestamp": row["timestamp"]}, {**row, "bidSize": 900}, row]
+    return {"table": _table(topic), "action": "insert", "data": rows}
+
+
+def _table(topic: str) -> str:
+    return topic.partition(":")[0]
+
+
+def _named(topic: str) -> str:
+    """The exchange's name of the instrument or index."""
+    return topic.partition(":")[2]
 
 
 def _number(value: Fraction) -> int | float:

@@ -1,4 +1,4 @@
-"""Price paths: the market price as a function of the calendar, decimal strings in USD for one bitcoin."""
+"""Price paths: a market's price as a function of the calendar, decimal strings in USD."""
 
 import csv
 import random
@@ -12,8 +12,8 @@ from protocols.errors import LocalError
 
 STEP = 300
 """Seconds of the calendar between two prices of a random walk."""
-START = 5_000_000
-"""Cents that a random walk starts at."""
+START = {"BTCUSD": 5_000_000, "ETHUSD": 300_000}
+"""Cents that the random walk of a symbol starts at."""
 LOWEST, HIGHEST = 100_000, 100_000_000
 """Cents that a random walk stays within."""
 SPREAD = 900
@@ -74,7 +74,7 @@ class RecordedPath:
 class RandomWalk:
     """The same walk for the same seed, in whole cents; computed from its start, and kept."""
 
-    def __init__(self, seed: int, *, start: int = START) -> None:
+    def __init__(self, seed: int, *, start: int = START["BTCUSD"]) -> None:
         self._random = random.Random(seed)
         self._cents = [start]
 

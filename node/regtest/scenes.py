@@ -217,7 +217,7 @@ class Trade:
         for side in ("long", "short"):
             position = await self.reaches(self.taker, side, "settling", "settled")
             settlement, contract = position["settlement"], position["contract"]
-            if scheme_named(contract["oracle"]).event_time(settlement["event"]) != contract["expiry"]:
+            if scheme_named(contract["oracle"]).parse_event(settlement["event"])[1] != contract["expiry"]:
                 raise Failed(f"the {side} was settled by {settlement['event']}, before its expiry")
             told_prices.append(f"{settlement['price']} USD in {settlement['event']}")
         return f"The hour of expiry comes, and the oracle attests {' and '.join(dict.fromkeys(told_prices))}."

@@ -27,11 +27,12 @@ from node.regtest.exchange import PATH as EXCHANGE_PATH
 from node.regtest.exchange import Exchange
 from node.regtest.index import Index
 from node.regtest.mempool import Mempool
-from node.regtest.prices import Market, PricePath, RandomWalk, RecordedPath
+from node.regtest.prices import START, Market, PricePath, RandomWalk, RecordedPath
 from node.regtest.treasury import Treasury
 from node.web.problems import CrashGuard
 from node.web.server import serve
 from protocols.contract.oracle import DLC, OLIVIA
+from protocols.contract.symbols import SYMBOLS
 from protocols.errors import LocalError, WorldError
 
 FIRST_BLOCKS = COINBASE_MATURITY + 40
@@ -79,12 +80,12 @@ async def run_world(
     """
     if config.hour < SHORTEST_HOUR:
         raise LocalError("bad_hour", f"hour is {config.hour:g}, allowed are {SHORTEST_HOUR:g} seconds or more")
-    path: PricePath = RandomWalk(config.seed) if config.prices is None else RecordedPath.read(config.prices)
+    paths = _paths(config)
     world_file = config.data / "world.toml"
     before = _Before.read(world_file, config.hour)
     anchor = float(int(wall())) if before.anchor is None else before.anchor
     clock = Clock(hour=config.hour, anchor=anchor, wall=wall)
-    market = Market(path, clock, since=int(anchor))
+    markets = {symbol: Market(path, clock, since=int(anchor)) for symbol, path in paths.items()}
 
     with (
         _listen(config.electrum_port, before.electrum) as at_electrum,
@@ -95,12 +96,12 @@ async def run_world(
     ):
         index = Index(chain)
         mempool = Mempool(chain, index)
-        exchange = Exchange(market.now, wall)
+        exchange = Exchange(lambda symbol: markets[symbol].now(), wall)
         methods = Methods(chain, index, mempool)
         keys = OracleKeys.load(config.data / "oracle.secret", entropy)
         attested = AttestedPrices(config.data / "oracle.attested")
-        oracle = Oracle(keys, attested, clock, since=int(anchor), market=market.at)
-        world = World(chain, index, mempool, Treasury(chain, mempool), market, clock, exchange, methods, oracle)
+        oracle = Oracle(keys, attested, clock, since=int(anchor), market=lambda symbol, time: markets[symbol].at(time))
+        world = World(chain, index, mempool, Treasury(chain, mempool), markets, clock, exchange, methods, oracle)
         await world.mine_many(max(0, FIRST_BLOCKS - chain.height))
         announcement_key, attestation_key = keys.public(DLC)
         running = RunningWorld(
@@ -127,6 +128,16 @@ async def run_world(
             _write(world_file, running, keys)
             _log.info("the world is up", config=str(world_file), height=chain.height, control=running.control)
             task_status.started(running)
+
+
+def _paths(config: WorldConfig) -> dict[str, PricePath]:
+    """The price path of each symbol. A file is bitcoin's."""
+    paths: dict[str, PricePath] = {
+        symbol: RandomWalk(config.seed + number, start=START[symbol]) for number, symbol in enumerate(SYMBOLS)
+    }
+    if config.prices is not None:
+        paths["BTCUSD"] = RecordedPath.read(config.prices)
+    return paths
 
 
 async def _mine_on_schedule(world: World) -> None:

@@ -65,12 +65,12 @@ class Scheme(Protocol):
         """Of the oracle's answers over HTTP."""
         ...
 
-    def event_id(self, time: int) -> str:
-        """The id of the BTCUSD price event at `time`, seconds since 1970 (UTC)."""
+    def event_id(self, symbol: str, time: int) -> str:
+        """The id of a contract symbol's price event at `time`, seconds since 1970 (UTC)."""
         ...
 
-    def event_time(self, event: str) -> int:
-        """Seconds since 1970 of an event id. Raises `ValueError` for anything that `event_id` does not write."""
+    def parse_event(self, event: str) -> tuple[str, int]:
+        """The symbol and the time of an event id. Raises `ValueError` for anything that `event_id` does not write."""
         ...
 
     def path(self, event: str) -> str:
@@ -94,16 +94,16 @@ class Scheme(Protocol):
         ...
 
     def announce(
-        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
+        self, event: str, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
     ) -> bytes:
-        """A regtest oracle's answer for the event at `event` (seconds since 1970) before it is attested.
+        """A regtest oracle's answer for the event of this id before it is attested.
 
         Secrets are 32-byte scalars; the nonces are one per digit, and serve no other event and no other scheme.
         """
         ...
 
     def attest(
-        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
+        self, event: str, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
     ) -> bytes:
         """The same answer with the attested `price`, USD ≥ 0; at or above 2²⁰ the digits are those of 2²⁰ − 1.
 

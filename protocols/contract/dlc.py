@@ -21,11 +21,12 @@ from ..errors import WorldError
 from . import schnorr, tlv
 from .announcements import Announcement, Point, lift, price_digits
 from .numbers import DIGITS, ORDER, tagged_hash
+from .symbols import SYMBOLS
 
 ANNOUNCEMENT, EVENT, DIGIT_DECOMPOSITION, ATTESTATION = 55332, 55330, 55306, 55400
-UNIT = "usd/btc"
 
-_ID = re.compile(r"btcusd(0|[1-9][0-9]{0,9})", re.ASCII)
+_SYMBOLS = {symbol.name.lower(): symbol for symbol in SYMBOLS.values()}
+_ID = re.compile(rf"({'|'.join(_SYMBOLS)})(0|[1-9][0-9]{{0,9}})", re.ASCII)
 
 
 @frozen
@@ -72,14 +73,16 @@ class Dlc:
     over the record's value; a base of two bytes, and a count before the outcomes."""
     media_type: str = "application/octet-stream"
 
-    def event_id(self, time: int) -> str:
-        return f"btcusd{time}"
+    def event_id(self, symbol: str, time: int) -> str:
+        return f"{symbol.lower()}{time}"
 
-    def event_time(self, event: str) -> int:
+    def parse_event(self, event: str) -> tuple[str, int]:
         match = _ID.fullmatch(event)
-        if match is None or int(match[1]) >= 1 << 32:
-            raise ValueError(f"event id is {event[:80]!r}, allowed is one such as {self.event_id(1633384800)}")
-        return int(match[1])
+        if match is None or int(match[2]) >= 1 << 32:
+            raise ValueError(
+                f"event id is {event[:80]!r}, allowed is one such as {self.event_id('BTCUSD', 1633384800)}"
+            )
+        return _SYMBOLS[match[1]].name, int(match[2])
 
     def path(self, event: str) -> str:
         return f"/dlc/{event}"
@@ -95,7 +98,7 @@ class Dlc:
             record, _ = _records(raw)
             signed = self.read_announcement(record)
             self._check(signed, announcement_key, attestation_key)
-            time = self.event_time(signed.event.id)
+            _, time = self.parse_event(signed.event.id)
             if signed.event.maturity != time:
                 raise ValueError(f"event_maturity_epoch is {signed.event.maturity}, allowed is {time}")
         except ValueError as error:
@@ -218,16 +221,17 @@ class Dlc:
     # --- what the oracle of a regtest world serves
 
     def announce(
-        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
+        self, event: str, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
     ) -> bytes:
+        symbol, time = self.parse_event(event)
         if len(nonces) != DIGITS:
             raise ValueError(f"an event has {DIGITS} nonces, not {len(nonces)}")
         value = self.write_event(
             Event(
                 nonces=tuple(xonly.from_prvkey(nonce)[0] for nonce in nonces),
-                maturity=event,
-                descriptor=Descriptor(base=2, is_signed=False, unit=UNIT, precision=0, digits=DIGITS),
-                id=self.event_id(event),
+                maturity=time,
+                descriptor=Descriptor(base=2, is_signed=False, unit=SYMBOLS[symbol].unit, precision=0, digits=DIGITS),
+                id=event,
             )
         )
         signature = schnorr.sign(announcement_secret, self.announcement_digest(value))
@@ -235,7 +239,7 @@ class Dlc:
         return tlv.record(ANNOUNCEMENT, signature + key + tlv.record(EVENT, value))
 
     def attest(
-        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
+        self, event: str, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
     ) -> bytes:
         digits = price_digits(price)
         signatures = [
@@ -244,7 +248,7 @@ class Dlc:
         ]
         count = DIGITS.to_bytes(2, "big")
         value = (
-            tlv.text(self.event_id(event))
+            tlv.text(event)
             + xonly.from_prvkey(attestation_secret)[0]
             + count
             + b"".join(signatures)

@@ -52,7 +52,12 @@ class BadNumber(ValueError):
 
 def hu(x: Fraction | int) -> int:
     """Round half up: floor(x + 1/2)."""
-    return (2 * x.numerator + x.denominator) // (2 * x.denominator)
+    return half_up(x.numerator, x.denominator)
+
+
+def half_up(numerator: int, denominator: int) -> int:
+    """`hu` of a quotient that need not be in lowest terms; the denominator is above 0."""
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def parse_decimal(text: str, field: str, *, places: int, low: Fraction, high: Fraction, allowed: str) -> Fraction:

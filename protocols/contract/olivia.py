@@ -18,11 +18,14 @@ from ..errors import WorldError
 from . import schnorr
 from .announcements import Announcement, Point, lift, price_digits
 from .numbers import DIGITS, ORDER, PRICE_LIMIT, tagged_hash
+from .symbols import SYMBOLS
 
 _SIGNED = b"DLC/announcement".ljust(64, b"\0")
 _HEX32 = re.compile(r"[0-9a-f]{64}")
+_SYMBOLS = {symbol.index: symbol.name for symbol in SYMBOLS.values()}
 _ID = re.compile(
-    rf"/x/BitMEX/BXBT/(\d{{4}})-(\d{{2}})-(\d{{2}})T(\d{{2}}):(\d{{2}}):(\d{{2}})\.price\?n={DIGITS}", re.ASCII
+    rf"/x/BitMEX/({'|'.join(_SYMBOLS)})/(\d{{4}})-(\d{{2}})-(\d{{2}})T(\d{{2}}):(\d{{2}}):(\d{{2}})\.price\?n={DIGITS}",
+    re.ASCII,
 )
 
 
@@ -33,18 +36,19 @@ class Olivia:
     name: str = "olivia-v1"
     media_type: str = "application/json"
 
-    def event_id(self, time: int) -> str:
-        return f"/x/BitMEX/BXBT/{_timestamp(time)}.price?n={DIGITS}"
+    def event_id(self, symbol: str, time: int) -> str:
+        return f"/x/BitMEX/{SYMBOLS[symbol].index}/{_timestamp(time)}.price?n={DIGITS}"
 
-    def event_time(self, event: str) -> int:
+    def parse_event(self, event: str) -> tuple[str, int]:
         if match := _ID.fullmatch(event):
-            year, month, day, hours, minutes, seconds = map(int, match.groups())
+            index, *moment = match.groups()
+            year, month, day, hours, minutes, seconds = map(int, moment)
             if year >= 1970 and 1 <= month <= 12:
                 time = ((_days(year, month, day) * 24 + hours) * 60 + minutes) * 60 + seconds
                 # there and back again: refuses the 31st of June and the 61st second
-                if self.event_id(time) == event:
-                    return time
-        raise ValueError(f"event id is {event[:80]!r}, allowed is one such as {self.event_id(1633384800)}")
+                if self.event_id(_SYMBOLS[index], time) == event:
+                    return _SYMBOLS[index], time
+        raise ValueError(f"event id is {event[:80]!r}, allowed is one such as {self.event_id('BTCUSD', 1633384800)}")
 
     def path(self, event: str) -> str:
         return event
@@ -66,7 +70,7 @@ class Olivia:
             raise ValueError("its signature is not by the oracle's announcement key")
         said = _object(json.loads(data), "oracle_event.data")
         event_name = _text(said["id"], "id")
-        time = self.event_time(event_name)
+        _, time = self.parse_event(event_name)
         _equal("expected-outcome-time", said["expected-outcome-time"], _timestamp(time))
         descriptor = _object(said["descriptor"], "descriptor")
         _equal("descriptor.type", descriptor["type"], "digit-decomposition")
@@ -117,12 +121,12 @@ class Olivia:
     # --- what the oracle of a regtest world serves
 
     def announce(
-        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
+        self, event: str, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes
     ) -> bytes:
         return self._body(event, nonces, announcement_secret, None)
 
     def attest(
-        self, event: int, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
+        self, event: str, nonces: Sequence[bytes], attestation_secret: bytes, announcement_secret: bytes, price: int
     ) -> bytes:
         key = schnorr.even(attestation_secret)
         scalars = []
@@ -132,18 +136,18 @@ class Olivia:
         attestation: dict[str, object] = {
             "outcome": str(price),
             "schemes": {self.name: {"scalars": [scalar.hex() for scalar in scalars]}},
-            "time": _timestamp(event),
+            "time": _timestamp(self.parse_event(event)[1]),
         }
         return self._body(event, nonces, announcement_secret, attestation)
 
     def _body(
-        self, event: int, nonces: Sequence[bytes], announcement_secret: bytes, attestation: dict[str, object] | None
+        self, event: str, nonces: Sequence[bytes], announcement_secret: bytes, attestation: dict[str, object] | None
     ) -> bytes:
         if len(nonces) != DIGITS:
             raise ValueError(f"an event has {DIGITS} nonces, not {len(nonces)}")
         said = {
-            "id": self.event_id(event),
-            "expected-outcome-time": _timestamp(event),
+            "id": event,
+            "expected-outcome-time": _timestamp(self.parse_event(event)[1]),
             "descriptor": {"type": "digit-decomposition", "is_signed": False, "n_digits": DIGITS, "unit": None},
             "schemes": {self.name: {"nonces": [xonly.from_prvkey(nonce)[0].hex() for nonce in nonces]}},
         }

@@ -10,10 +10,9 @@ from attrs import evolve, frozen
 
 from .numbers import DIGITS, PRICE_LIMIT, parse_tolerance
 from .payout import Payout
+from .symbols import SYMBOLS
 from .terms import Side, Terms
 
-REGION_STEP = 256
-"""Liquidation regions end at multiples of this, which keeps their prefixes few."""
 SIGNATURE_BYTES = 65
 """An adaptor signature on the wire."""
 
@@ -130,9 +129,11 @@ def measure(terms: Terms, events: int) -> ContractSize:
 
 
 def _edges(payout: Payout) -> tuple[int, int]:
-    """Liquidation below the first and from the second price on; both are multiples of REGION_STEP."""
-    above = PRICE_LIMIT if payout.saturated is None else -(-payout.saturated // REGION_STEP) * REGION_STEP
-    return (payout.bankrupt + 1) // REGION_STEP * REGION_STEP, above
+    """Liquidation below the first and from the second price on: the exact edges, moved inward to the symbol's step."""
+    step = SYMBOLS[payout.terms.symbol].region_step
+    below = 0 if payout.bankrupt is None else (payout.bankrupt + 1) // step * step
+    above = PRICE_LIMIT if payout.saturated is None else -(-payout.saturated // step) * step
+    return below, above
 
 
 def _bounds(digits: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Who gets how much of the pool at which price: the inverse contract of 1 USD (contract.md, "Numbers")."""
+"""Who gets how much of the pool at which price: a function of the symbol (contract.md, "Numbers")."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -6,7 +6,8 @@ from functools import cached_property
 
 from attrs import frozen
 
-from .numbers import PRICE_LIMIT, SATS
+from .numbers import PRICE_LIMIT, half_up
+from .symbols import SYMBOLS, Symbol
 from .terms import Role, Side, Terms
 
 
@@ -14,7 +15,7 @@ from .terms import Role, Side, Terms
 class Payout:
     """The payouts of a contract as functions of the price in USD; the two sides' always add up to the pool.
 
-    The long's payout never falls when the price rises. At price 0 it is 0, whatever is owed to it.
+    The long's payout never falls when the price rises.
     """
 
     terms: Terms
@@ -28,20 +29,22 @@ class Payout:
         return self.terms.margin_of(Side.LONG) + self.terms.account_of(Side.LONG)
 
     @cached_property
+    def _symbol(self) -> Symbol:
+        return SYMBOLS[self.terms.symbol]
+
+    @cached_property
     def _opening(self) -> tuple[int, int]:
         price = self.terms.opening_price
-        return price.numerator, price.denominator
+        return self._symbol.worth(price.numerator, price.denominator)
 
     def long(self, price: int | Fraction) -> int:
-        """Satoshis of the long at `price` ≥ 0: clamp(margin + account + hu(10⁸·Q·(P − P₀)/(P₀·P)), 0, pool)."""
-        if price <= 0:
+        """Satoshis of the long at `price` ≥ 0: clamp(margin + account + hu(N·(worth(P) − worth(P₀))), 0, pool)."""
+        worth, of = self._symbol.worth(price.numerator, price.denominator)
+        if of == 0:
             return 0
-        p, q = price.numerator, price.denominator
-        p0, q0 = self._opening
-        # (P − P₀)/(P₀·P) = (p·q₀ − p₀·q)/(p₀·p) for P = p/q and P₀ = p₀/q₀; then rounded half up
-        twice = 2 * SATS * self.terms.quantity * (p * q0 - p0 * q)
-        below = p0 * p
-        return max(0, min(self.pool, self._unmoved + (twice + below) // (2 * below)))
+        worth0, of0 = self._opening
+        gained = half_up(self.terms.quantity * (worth * of0 - worth0 * of), of * of0)
+        return max(0, min(self.pool, self._unmoved + gained))
 
     def short(self, price: int | Fraction) -> int:
         return self.pool - self.long(price)
@@ -59,9 +62,10 @@ class Payout:
         return self.split(self.long(self.terms.opening_price))
 
     @cached_property
-    def bankrupt(self) -> int:
-        """The largest price of the oracle's range at which the long gets nothing."""
-        return _first(lambda price: self.long(price) > 0) - 1
+    def bankrupt(self) -> int | None:
+        """The largest price of the oracle's range at which the long gets nothing; None if there is none."""
+        price = _first(lambda price: self.long(price) > 0)
+        return price - 1 if price else None
 
     @cached_property
     def saturated(self) -> int | None:

@@ -6,13 +6,15 @@ from math import ceil
 
 from attrs import frozen
 
-from .numbers import MAX_MONEY, MIN_MARGIN, SATS, BadNumber, hu, parse_price, parse_tolerance
+from .numbers import MAX_MONEY, MIN_MARGIN, BadNumber, half_up, parse_price, parse_tolerance
+from .symbols import ALLOWED, SYMBOLS
 
 CONTRACT_HOURS = 24
 """From order or rollover to expiry; also the span that a funding rate is for."""
 MAX_FEE_RATE = 10_000
 """sat/vB; beyond it lies a slip of the finger, not a market."""
 SYMBOL = "BTCUSD"
+"""Where none is named."""
 TOLERANCE_NEAR, TOLERANCE_FAR = "0.002", "0.01"
 """Largest payout step inside one CET near the reference price and away from it, as parts of the pool."""
 
@@ -68,9 +70,10 @@ class Timelocks:
 REGTEST_TIMELOCKS = Timelocks(liquidation=12, settlement=18, refund=216)
 
 
-def margin(quantity: int, price: Fraction, leverage: int) -> int:
-    """Satoshis that a side locks for `quantity` contracts of 1 USD at `price` USD (contract.md)."""
-    return hu(SATS * quantity / (price * leverage))
+def margin(symbol: str, quantity: int, price: Fraction, leverage: int) -> int:
+    """Satoshis that a side locks for `quantity` contracts at `price` USD > 0: hu(N·|worth(P₀)| / L)."""
+    satoshis, of = SYMBOLS[symbol].worth(price.numerator, price.denominator)
+    return half_up(quantity * abs(satoshis), of * leverage)
 
 
 def funding_fee(receiving_margin: int, rate: Fraction, hours: int) -> int:
@@ -94,7 +97,7 @@ class Terms:
 
     symbol: str = SYMBOL
     quantity: int
-    """Contracts of 1 USD each."""
+    """Contracts."""
     price: str
     """Opening price, USD."""
     maker_side: Side
@@ -113,8 +116,8 @@ class Terms:
     """The same away from the reference."""
 
     def __attrs_post_init__(self) -> None:
-        if self.symbol != SYMBOL:
-            raise BadTerms("symbol", self.symbol, SYMBOL)
+        if self.symbol not in SYMBOLS:
+            raise BadTerms("symbol", self.symbol, ALLOWED)
         _whole("quantity", self.quantity, 1, MAX_MONEY)
         for field in ("maker_leverage", "taker_leverage"):
             _whole(field, getattr(self, field), 1, 1_000)
@@ -146,7 +149,7 @@ class Terms:
         return self.margin_of(self.side(role))
 
     def margin_of(self, side: Side) -> int:
-        return margin(self.quantity, self.opening_price, self.leverage(side))
+        return margin(self.symbol, self.quantity, self.opening_price, self.leverage(side))
 
     def account(self, role: Role) -> int:
         """Satoshis owed to this role out of the other's margin; negative: owed by it."""
