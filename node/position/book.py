@@ -24,6 +24,7 @@ from node.position.events import (
     AttemptStarted,
     CommitSignatureGiven,
     Event,
+    RevocationReceived,
     RolloverBegun,
     RolloverHeld,
     signatures_blob,
@@ -36,7 +37,7 @@ from protocols.contract.funding import OutPoint
 from protocols.contract.keys import Points, negated
 from protocols.contract.signing import Signatures
 from protocols.dialogue import Fact
-from protocols.errors import LocalError
+from protocols.errors import LocalError, WorldError
 
 _log = structlog.get_logger(__name__)
 
@@ -159,8 +160,18 @@ class Positions:
             for event, each in zip(events, recorded, strict=True):
                 position = evolve(position, event, each.recorded_at)
             self._take(position, events)
+            await self._prune(order_id, events)
             return position
         raise LocalError("conflict", f"position {order_id.hex()} was changed by another writer again and again")
+
+    async def _prune(self, order_id: bytes, events: Iterable[Event]) -> None:
+        """Drop the signatures of contracts that the peer has revoked: should it publish one, it is punished instead."""
+        for event in events:
+            if isinstance(event, RevocationReceived):
+                try:
+                    await self._store.call(EventStore.prune, _stream(order_id), [signatures_blob(event.index)])
+                except WorldError as error:  # what is left behind takes room and nothing else
+                    _log.info("signatures are not pruned", order=order_id.hex(), reason=error.sentence)
 
     async def remember(self, fact: Fact, peer: bytes) -> None:
         """A protocol's `Persist`."""

@@ -182,6 +182,10 @@ def _rolled(
 ) -> Position:
     match event:
         case RolloverBegun():
+            last = position.begun[-1].following if position.begun else None
+            if event.following and last and event.following.announcements == last.announcements:
+                # one copy of what many attempts have in common
+                event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=last.announcements))
             return attrs.evolve(change, begun=(*position.begun, event), rollover_refusal=None)
         case RolloverHeld(index, own, following, commit_signature, commit_txid):
             begun = next((each for each in position.begun if each.own == own), None)

@@ -20,8 +20,9 @@ from protocols import rollover
 from protocols.contract.terms import Role
 from protocols.rollover import NextContract
 
-MOST_BEGUN = 32
-"""Attempts of one rollover that bind nobody yet: a maker keeps them all, and each is some 30 kB."""
+MOST_BEGUN = 288
+"""Attempts of one rollover that bind nobody yet, one every five minutes of a day: a maker keeps them all, since any of
+them may be the one that the taker signed, and each is some 30 kB."""
 
 
 def check_rollable(position: Position) -> Attempt:
