@@ -143,9 +143,9 @@ class SetupNode:
         for service in (self.positions, self.chain, self.wallet):
             with service.lent():
                 pass
-        self._check_oracle()
+        self.check_oracle()
 
-    def _check_oracle(self) -> None:
+    def check_oracle(self) -> None:
         """Disconnected, or LocalError once the oracle has contradicted itself: nothing new is trusted to it then."""
         with self.oracle.lent() as oracle:
             oracle.check_trusted()
@@ -182,7 +182,7 @@ class SetupNode:
     async def _announcements(self, ask: FetchAnnouncements) -> tuple[Announcement, ...]:
         if ask.oracle != self.oracle_keys:
             raise LocalError("other_oracle", "the offer names another oracle than this node's configuration")
-        self._check_oracle()
+        self.check_oracle()
         found: dict[str, Announcement] = {}
         failures: list[WorldError] = []
 
@@ -268,7 +268,7 @@ class SetupNode:
                 )
 
     async def _sign_lock(self, role: Role, ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
-        self._check_oracle()
+        self.check_oracle()
         self._check_unpromised(role, ask.plan)
         await self._check_undecided(ask.plan)
         transactions = ContractTransactions(ask.plan)

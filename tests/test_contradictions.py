@@ -46,7 +46,7 @@ from tests.test_oracle_client import CONFIG, EVENT, Oracles, Reports
 Jumping = trio.testing.MockClock
 FIRST, SECOND = 54_000, 44_000
 ANNOUNCEMENT_KEY = x_only(ANNOUNCEMENT_SECRET)
-ALL = [DLC, DLC_SHA256, OLIVIA]
+ALL: list[Scheme] = [DLC, DLC_SHA256, OLIVIA]
 
 
 @pytest.fixture(params=ALL, ids=lambda scheme: scheme.name)

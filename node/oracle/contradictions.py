@@ -8,6 +8,7 @@ spend tells nothing: its signatures are plain ones, and ours was given at the pr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import structlog
 import trio
@@ -28,8 +29,8 @@ from protocols.contract.signing import recover_opening
 from protocols.contract.transactions import ContractPlan
 from protocols.errors import LocalError, WorldError
 
-AGAIN_AFTER = (60.0, 600.0, 3600.0)
-"""Seconds of the calendar after which the oracle is asked again, at the start and after the first attestation too."""
+AGAIN_AFTER = (0.0, 60.0, 600.0, 3600.0)
+"""Seconds of the calendar after which the oracle is asked again: after its first attestation, or the node's start."""
 LOOK_BACK = 7 * 86_400.0
 """Seconds after its end in which the CET of a position is looked at, by a node that was not there at the time."""
 RETRY_EVERY = 30.0
@@ -67,8 +68,8 @@ class OracleWatch:
 
     async def _ask_again(self, positions: Positions, announcement: Announcement) -> None:
         await self.oracle.call(OracleClient.wait_attestation, announcement)
-        for seconds in (0.0, *AGAIN_AFTER):
-            await trio.sleep(self.clock.wall_seconds(seconds))
+        for before, after in pairwise((0.0, *AGAIN_AFTER)):
+            await trio.sleep(self.clock.wall_seconds(after - before))
             if not any(announcement in _named(position) for position in positions.all()):
                 return
             try:
