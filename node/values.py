@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from protocols.contract.numbers import BadNumber, parse_part, parse_rate
-from protocols.contract.terms import SYMBOL
+from protocols.contract.symbols import ALLOWED, SYMBOLS
 
 
 class Sentence(ValueError):
@@ -36,8 +36,8 @@ def _rate(text: str) -> str:
 
 
 def _symbol(name: str) -> str:
-    if name != SYMBOL:
-        raise ValueError(f"is not a contract symbol that this version knows; allowed is {SYMBOL}")
+    if name not in SYMBOLS:
+        raise ValueError(f"is not a contract symbol that this version knows; allowed is {ALLOWED}")
     return name
 
 

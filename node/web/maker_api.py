@@ -32,7 +32,7 @@ class OfferIn(BaseModel):
         "such as 0.0025; the offer then follows the market until it is withdrawn",
     )
     min_quantity: int | None = Field(default=None, description="contracts; the lot unless said otherwise")
-    max_quantity: int | None = Field(default=None, description="contracts; the configured most unless said otherwise")
+    max_quantity: int | None = Field(default=None, description="contracts; the policy's most unless said otherwise")
     leverages: list[int] | None = Field(default=None, description="the taker's choices")
     opening_fee: int = Field(default=0, description="satoshis, taker to maker")
     funding_rate: str = Field(default="0", description="per 24 h; positive: long pays short")
@@ -64,7 +64,7 @@ def maker_router(maker: Maker) -> APIRouter:
     async def set_offer(said: OfferIn) -> dict[str, Any]:
         """The offer, or for a spread: the offer that follows the market, with the reason if it cannot stand now."""
         core.setup.check_ready()  # who cannot serve an order offers nothing
-        max_quantity = config.max_quantity // config.lot * config.lot
+        most = maker.desk.policy.max_quantity.get(said.symbol, 0)
         side = Side(said.side)
         try:
             price = _price_of(said, side)
@@ -74,7 +74,7 @@ def maker_router(maker: Maker) -> APIRouter:
                 side=side,
                 price=price,
                 min_quantity=said.min_quantity if said.min_quantity is not None else config.lot,
-                max_quantity=said.max_quantity if said.max_quantity is not None else max_quantity,
+                max_quantity=said.max_quantity if said.max_quantity is not None else most // config.lot * config.lot,
                 lot=config.lot,
                 leverages=tuple(said.leverages if said.leverages is not None else config.leverages),
                 maker_leverage=config.own_leverage,
@@ -89,8 +89,8 @@ def maker_router(maker: Maker) -> APIRouter:
             )
         except BadNumber as error:
             raise FieldError(error.field, str(error)) from error
-        if offer.max_quantity > config.max_quantity:
-            raise FieldError("max_quantity", f"max_quantity is {offer.max_quantity}, allowed is {config.max_quantity}")
+        if offer.max_quantity > most:
+            raise FieldError("max_quantity", f"max_quantity is {offer.max_quantity}, allowed is {most}")
         if said.spread is not None:
             return _quoted_view(maker.quoting.follow(offer, said.spread))
         maker.quoting.forget(offer.symbol, offer.side)
