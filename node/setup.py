@@ -96,15 +96,17 @@ class SetupNode:
             await self.positions.call(Positions.remember, fact, peer)
 
         answers: Answers = {
-            Now: self._now,
             CheckFeeRate: self._check_fee_rate,
-            FetchAnnouncements: self._announcements,
             Fund: self._fund,
-            KnownPoints: self._known_points,
             CheckCoins: self._check_coins,
             SignLock: sign_lock,
         }
-        return Host(answers={**answers, **(more or {})}, persist=persist, compute=self.compute)
+        return Host(answers={**self.answers, **answers, **(more or {})}, persist=persist, compute=self.compute)
+
+    @property
+    def answers(self) -> Answers:
+        """To what a rollover asks as well."""
+        return {Now: self._now, FetchAnnouncements: self._announcements, KnownPoints: self._known_points}
 
     async def carry_out(self, setup: Setup, conversation: Awaitable[ContractPlan]) -> None:
         """Await a setup's conversation, and see to it that its failure is on record however it ends."""
