@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from node.errors import Conflict, NotFound
 from node.oracle.client import OracleClient
 from node.oracle.records import Kind
+from protocols.contract import schnorr, signing
 from protocols.contract.contradictions import (
     MAX_PROOF,
     Attested,
@@ -39,8 +41,12 @@ from protocols.contract.oracle import (
     parse_attestation,
     price_digits,
 )
+from protocols.contract.outcomes import covering
+from protocols.contract.terms import Role
+from protocols.contract.transactions import ContractTransactions, completed, txid
 from protocols.errors import LocalError, WorldError
-from tests.deals import ANNOUNCEMENT_SECRET, FIRST_EVENT, announcement, attestation, x_only
+from tests.contracts import WORKED
+from tests.deals import ANNOUNCEMENT_SECRET, FIRST_EVENT, announcement, attestation, deal, opening, x_only
 from tests.test_oracle_client import CONFIG, EVENT, Oracles, Reports
 
 Jumping = trio.testing.MockClock
@@ -216,6 +222,69 @@ def test_the_oracles_key_follows_from_every_proof(scheme: Scheme) -> None:
 
 def test_every_scheme_is_looked_at() -> None:
     assert {each.name for each in ALL} == set(SCHEMES)
+
+
+# --- what a CET gives away --------------------------------------------------------------------------------------------
+
+
+TERMS = evolve(WORKED, tolerance_near="0.05", tolerance_far="0.1")
+AT_ONCE, LIQUIDATED, SETTLED = (0, 30_000), (1, 30_000), (1, 60_000)
+"""Events and prices: of the first two the CETs pay alike, and several prefixes of either share one transaction."""
+
+
+@pytest.mark.parametrize("publisher", Role)
+@pytest.mark.parametrize(("event", "price"), [AT_ONCE, LIQUIDATED, SETTLED])
+def test_a_published_cet_tells_its_outcome_to_the_other_side_alone(
+    publisher: Role, event: int, price: int, scheme: Scheme
+) -> None:
+    made = deal(TERMS, scheme=scheme)
+    transactions, secrets = ContractTransactions(made.plan), {role: made.keys[role].fund for role in Role}
+    outcome = covering(transactions.outcomes, event, price)
+    assert outcome is not None
+    held = signing.sign_contract(made.plan, publisher.other, secrets[publisher.other])
+    scalar = opening(outcome, price, scheme)
+    raw = signing.complete_cet(
+        made.plan,
+        publisher,
+        secrets[publisher],
+        outcome,
+        peer_signature=held.of(transactions, outcome),
+        opening=scalar,
+    )
+    told = signing.recover_opening(made.plan, publisher.other, raw, secrets[publisher.other])
+    assert told == (outcome, scalar)
+    assert Opening.checked(announcement(event, scheme), outcome.digits, scalar) == Opening(outcome.digits, scalar)
+    assert signing.recover_opening(made.plan, publisher, raw, secrets[publisher]) is None
+
+
+def test_outcomes_that_share_a_cet_are_told_apart() -> None:
+    """As the test above would not, were there none."""
+    transactions = ContractTransactions(deal(TERMS).plan)
+    alike = [txid(transactions.cet(each)) for each in transactions.outcomes]
+    assert max(Counter(alike).values()) > 2
+
+
+def test_what_is_no_cet_tells_nothing() -> None:
+    made = deal(TERMS)
+    fund = made.keys[Role.MAKER].fund
+    refund = signing.complete_refund(
+        made.plan, Role.TAKER, made.keys[Role.TAKER].fund, signing.sign_contract(made.plan, Role.MAKER, fund).refund
+    )
+    assert signing.recover_opening(made.plan, Role.MAKER, refund, fund) is None
+
+
+def test_a_witness_that_does_not_hold_is_refused() -> None:
+    """Else a server that sends another one could hide what the real one tells."""
+    made = deal(TERMS)
+    transactions, fund = ContractTransactions(made.plan), made.keys[Role.MAKER].fund
+    outcome = transactions.outcomes[0]
+    cet = transactions.cet(outcome)
+    leaf = transactions.commit_output.leaf
+    foreign = schnorr.sign(fund, transactions.refund_hash)
+    for witness in ((), (leaf.witness(foreign, foreign),), ((foreign,),), (leaf.witness(b"", b""),)):
+        raw = completed(cet, witness) if witness else cet.serialize()
+        with pytest.raises(ValueError, match="does not hold our signature"):
+            signing.recover_opening(made.plan, Role.MAKER, raw, fund)
 
 
 # --- the client -------------------------------------------------------------------------------------------------------

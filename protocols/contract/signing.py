@@ -183,15 +183,18 @@ def recover_opening(plan: ContractPlan, role: Role, raw_cet: bytes, fund_secret:
 
     `fund_secret` is that of `role`, ours: our adaptor signatures are made again to be compared. Outcomes that pay the
     same share one CET, so its id alone does not tell. None if no adaptor signature of `role` was completed: then `role`
-    published it itself, or it is no CET of this plan. Raises `ValueError` for a witness that is none.
+    published it itself, or it is no CET of this plan. Raises `ValueError` for a witness that does not hold.
     """
     tx = CTransaction.deserialize(raw_cet)
     transactions, wanted = transactions_of(plan), txid(tx)
     candidates = [each for each in transactions.outcomes if txid(transactions.cet(each)) == wanted]
     if not candidates:
         return None
-    taker, maker, *_ = tx.wit.vtxinwit[0].scriptWitness.stack
-    signature = bytes(maker if role is Role.MAKER else taker)
+    stack = tx.wit.vtxinwit[0].scriptWitness.stack if tx.wit.vtxinwit else ()
+    signature = bytes(stack[1 if role is Role.MAKER else 0]) if len(stack) == 4 else b""
+    # the transaction's id does not cover its witness, and a server may have sent any
+    if not schnorr.verify(_x(plan, role), transactions.cet_hash(candidates[0]), signature):
+        raise ValueError(f"the witness of {wanted[::-1].hex()} does not hold our signature")
     signer = adaptor.Signer(fund_secret)
     for outcome in candidates:
         point = anticipation(plan.announcements[outcome.event]).point(outcome.digits)
