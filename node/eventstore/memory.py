@@ -98,7 +98,7 @@ async def inline(function: Callable[[], R], /) -> R:
 
 
 async def run_memory_store(
-    disk: MemoryBackend, *, task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED
+    disk: Backend, *, task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Run a store over this memory, for ever; the started value is the `EventStore`."""
     await serve(disk, inline, task_status=task_status)

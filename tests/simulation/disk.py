@@ -1,0 +1,88 @@
+"""A disk that outlives the node that writes to it, may be full, and may be the last thing that a node ever does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import outcome
+from attrs import define, field
+
+from node.eventstore.interface import Backend, Cursor, NewEvent, Recorded
+from node.eventstore.memory import MemoryBackend
+from node.position.book import STREAM
+from protocols.errors import WorldError
+from tests.simulation.faults import DISK, Fault, Faults
+from tests.simulation.wire import Owner
+
+
+class PowerCut(WorldError):
+    """The node died while it wrote: what it does from here on reaches nobody."""
+
+    def __init__(self) -> None:
+        super().__init__("power_cut", "the power was cut")
+
+
+@define(eq=False)
+class Disk(Backend):
+    """The disk as one life of a node sees it. What is on it stays in `platters`."""
+
+    platters: MemoryBackend
+    owner: Owner
+    faults: Faults
+    last_id: int = field(init=False)
+
+    @last_id.default
+    def _last_id(self) -> int:
+        return self.platters.last_id
+
+    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
+        return [outcome.capture(one) for one in group]
+
+    def append(
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
+    ) -> list[Recorded]:
+        self._check()
+        fault = None
+        if stream.startswith(STREAM):
+            _, fault = self.faults.at(self.owner.name, DISK, "+".join(event.name for event in events))
+        if fault is Fault.DISK_FULL:
+            raise WorldError("disk_full", "no space is left on the disk")
+        if fault is Fault.CRASH_BEFORE:
+            self.owner.crash()
+            self._check()
+        recorded = self.platters.append(stream, expected_version, events, cursor)
+        self.last_id = self.platters.last_id
+        if fault is Fault.CRASH_AFTER:
+            self.owner.crash()
+            self._check()
+        return recorded
+
+    def ack(self, cursor: Cursor) -> None:
+        self._check()
+        self.platters.ack(cursor)
+
+    def prune(self, stream: str, kinds: Iterable[str]) -> None:
+        self._check()
+        self.platters.prune(stream, kinds)
+
+    def load(self, stream: str, after: int) -> list[Recorded]:
+        return self.platters.load(stream, after)
+
+    def read(self, after_id: int, limit: int) -> list[Recorded]:
+        return self.platters.read(after_id, limit)
+
+    def streams(self) -> list[str]:
+        return self.platters.streams()
+
+    def blob(self, stream: str, kind: str) -> bytes | None:
+        return self.platters.blob(stream, kind)
+
+    def cursor(self, name: str) -> int | None:
+        return self.platters.cursor(name)
+
+    def close(self) -> None:
+        pass
+
+    def _check(self) -> None:
+        if not self.owner.alive:
+            raise PowerCut

@@ -1,0 +1,198 @@
+"""What users do in a run: each scenario is a script, played while faults strike, before everybody is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+from attrs import Factory, define, evolve, frozen
+
+from node.errors import Conflict, Disconnected, NotFound
+from node.position.book import Positions
+from node.position.commands import force_close
+from node.position.state import Position, State
+from protocols.contract.terms import REGTEST_TIMELOCKS, Side
+from protocols.errors import LocalError, WorldError
+from protocols.offers import ID_LENGTH, Offer
+from tests.setups import OFFER
+from tests.simulation.world import EPOCH, HOUR, Player, World
+
+PATIENCE = 300.0
+"""Seconds in which something that nobody disturbs comes about."""
+ASKED = "closed by the user alone"
+
+
+@define
+class Story:
+    """The world, and what users did in it."""
+
+    world: World
+    force_closed: list[tuple[str, bytes]] = Factory(list)
+    """Who wanted which position force closed."""
+
+    def player(self, name: str) -> Player:
+        return self.world.players[name]
+
+    @property
+    def maker(self) -> Player:
+        return self.player("maker")
+
+    @property
+    def taker(self) -> Player:
+        return self.player("taker")
+
+    # What users do
+
+    async def offer(self, maker: Player, side: Side = Side.SHORT, symbol: str = "BTCUSD") -> Offer | None:
+        """A fresh one on the maker's board; None while the maker is away."""
+        if not await self.until(lambda: maker.up):
+            return None
+        node, price = maker.maker, self.world.price(symbol)
+        offer = evolve(
+            OFFER,
+            id=node.core.setup.entropy(ID_LENGTH),
+            side=side,
+            price=str(price),
+            oracle=node.core.setup.oracle_keys,
+            timelocks=REGTEST_TIMELOCKS,
+            created=int(node.core.clock.now()),
+        )
+        node.board.put(offer)
+        return offer
+
+    async def order(self, taker: Player, offer: Offer, quantity: int = 1_000, leverage: int = 2) -> bytes | None:
+        """The order's id, once it is on record; None if it cannot be placed."""
+
+        def sees() -> bool:
+            if not taker.up:
+                return False
+            links = [link for link in taker.taker.links.values() if link.health.up]
+            for link in links:
+                with link.lent() as lent:
+                    if offer in lent.offers:
+                        return True
+            return False
+
+        if not await self.until(sees):
+            return None
+        try:
+            return await taker.taker.place(None, offer.id, quantity, leverage)
+        except (WorldError, Conflict, NotFound):
+            return None  # a fault was faster
+
+    async def force_close(self, player: Player, order_id: bytes) -> None:
+        if not await self.until(lambda: player.up and self.position(player, order_id) is not None):
+            return
+        self.force_closed.append((player.name, order_id))
+        while True:
+            assert player.life is not None
+            try:
+                await player.life.node.core.positions.call(Positions.execute, order_id, force_close(ASKED))
+            except (Disconnected, WorldError):
+                await trio.sleep(1)  # a user tries again
+            except LocalError:
+                return
+            else:
+                return
+
+    # What comes of it
+
+    def position(self, player: Player, order_id: bytes) -> Position | None:
+        if not player.up:
+            return None
+        return next((each for each in player.positions() if each.id == order_id), None)
+
+    def in_state(self, player: Player, order_id: bytes, *states: State) -> bool:
+        position = self.position(player, order_id)
+        return position is not None and position.state in states
+
+    async def until(self, condition: Callable[[], bool], within: float = PATIENCE) -> bool:
+        """Whether it came true within so many seconds."""
+        deadline = trio.current_time() + within
+        while not condition():
+            if trio.current_time() >= deadline:
+                return False
+            await trio.sleep(1)
+        return True
+
+    async def hour(self, hours: float) -> None:
+        """Until so many hours of the calendar after the run's beginning."""
+        await trio.sleep(max(0.0, EPOCH + hours * HOUR - self.world.now()))
+
+    async def opened(self, order_id: bytes | None) -> bool:
+        """Whether both have the position open."""
+        if order_id is None:
+            return False
+
+        def settled() -> bool:
+            found = [self.position(player, order_id) for player in (self.maker, self.taker)]
+            return all(each is not None and (each.ended or each.state is State.OPEN) for each in found)
+
+        await self.until(settled)
+        return all(self.in_state(player, order_id, State.OPEN) for player in (self.maker, self.taker))
+
+
+@frozen
+class Scenario:
+    """`faults_from` to the end of the script faults strike; before that everybody is left alone."""
+
+    name: str
+    prepare: Callable[[Story], Awaitable[bytes | None]]
+    """Without faults; may give an order id to what follows."""
+    play: Callable[[Story, bytes | None], Awaitable[None]]
+    """While faults strike."""
+
+
+async def _nothing(_: Story) -> None:
+    return None
+
+
+async def _open(story: Story) -> bytes | None:
+    offer = await story.offer(story.maker)
+    assert offer is not None
+    order_id = await story.order(story.taker, offer)
+    assert await story.opened(order_id), "nobody disturbed this"
+    return order_id
+
+
+async def _set_up(story: Story, _: bytes | None) -> None:
+    offer = await story.offer(story.maker)
+    if offer is not None:
+        order_id = await story.order(story.taker, offer)
+        await story.opened(order_id)
+
+
+async def _expire(story: Story, _: bytes | None) -> None:
+    """The oracle's price settles."""
+    await story.hour(28)
+
+
+async def _liquidate(story: Story, order_id: bytes | None) -> None:
+    story.world.set_price(30_000)
+    await story.hour(2)
+    story.world.set_price(54_000)
+    await story.hour(6)
+
+
+async def _force_close_by_taker(story: Story, order_id: bytes | None) -> None:
+    assert order_id is not None
+    await story.force_close(story.taker, order_id)
+    await story.hour(28)
+
+
+async def _force_close_by_maker(story: Story, order_id: bytes | None) -> None:
+    assert order_id is not None
+    await story.force_close(story.maker, order_id)
+    await story.hour(28)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("contract_setup", _nothing, _set_up),
+        Scenario("expiry", _open, _expire),
+        Scenario("liquidation", _open, _liquidate),
+        Scenario("force_close_by_taker", _open, _force_close_by_taker),
+        Scenario("force_close_by_maker", _open, _force_close_by_maker),
+    )
+}
