@@ -61,7 +61,7 @@ def maker(
     api: Api = None,
     listen: Listen = None,
     public: Public = None,
-    accept: Annotated[Text, _flag("auto or manual: who answers orders.")] = None,
+    accept: Annotated[Text, _flag("auto or manual: who answers orders, rollovers and closes.")] = None,
     lot: Annotated[Text, _flag("Quantities are multiples of this many contracts.")] = None,
     leverages: Annotated[Text, _flag("What takers may choose, separated by commas.")] = None,
     max_quantity: Annotated[Text, _flag("Largest order, in contracts.")] = None,

@@ -83,6 +83,22 @@ def test_the_environment_reaches_tables_and_lists(world: Path) -> None:
     assert config.regtest.control == "http://localhost:1"
 
 
+def test_a_makers_policy_is_what_each_setting_says_of_it(world: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'accept = "manual"\nmax_quantity = 200\nmax_exposure = 300\n[policy]\naccept_orders = "auto"\n'
+        'price_band = "0.02"\nmax_margin = 5000000\n[policy.funding_rate]\nBTCUSD = "0.0003"\n'
+    )
+    policy = load(MakerConfig, paths=[world, own], environ={"CFDNODE_POLICY__CLOSE_BAND": "0.002"}).make_policy()
+    assert (policy.accept_orders, policy.accept_rollovers, policy.accept_closes) == ("auto", "manual", "manual")
+    assert (policy.max_quantity["BTCUSD"], policy.max_exposure["BTCUSD"], policy.max_margin) == (200, 300, 5_000_000)
+    assert (policy.price_band, policy.close_band, policy.funding_rate) == ("0.02", "0.002", {"BTCUSD": "0.0003"})
+    own.write_text("max_exposure = 300\n[policy.max_exposure]\nBTCUSD = 400\n")
+    policy = load(MakerConfig, paths=[world, own], environ={}).make_policy()
+    assert (policy.max_exposure["BTCUSD"], policy.max_quantity["BTCUSD"]) == (400, 100_000)
+    assert (policy.accept_closes, policy.rate_max_age) == ("auto", 86_400)
+
+
 def test_the_clock_is_the_real_one_when_nothing_is_said(world: Path) -> None:
     text = world.read_text().replace("[clock]\nhour = 2\nanchor = 1700000000.5\n", "")
     world.write_text(text.replace("regtest", "signet").replace('[signet]\ncontrol = "http://127.0.0.1:8081"\n', ""))
@@ -113,6 +129,11 @@ def refusal(kind: type[MakerConfig] | type[TakerConfig] | type[WorldConfig], pat
         ("leverages", "1,5,3", "--leverages: 1,5,3: allowed are up to 32 different numbers to 1000 in rising order"),
         ("leverages", "2,1001", "--leverages: 2,1001: allowed are up to 32"),
         ("accept", "maybe", "--accept: 'maybe': input should be 'auto' or 'manual'"),
+        ("policy__price_band", "0.6", "--policy-price-band: '0.6' is not a decimal string from 0 to 0.5 with"),
+        ("policy__accept_closes", "never", "--policy-accept-closes: 'never': input should be 'auto' or 'manual'"),
+        ("policy__max_margin", 1.5, "--policy-max-margin: 1.5 is not a whole number"),
+        ("policy__max_exposure", {"DOGEUSD": 1}, "--policy-max-exposure: 'DOGEUSD' is not a contract symbol that this"),
+        ("policy__funding_rate", {"BTCUSD": "2"}, "--policy-funding-rate: '2' is not a decimal string from -1 to 1"),
         ("electrum", ["a:1", "b"], "--electrum: electrum server 'b': write host:port"),
         ("fee_rate", {"default": "1"}, "--fee-rate: '1': input should be greater than or equal to 2"),
         ("fee_rate", {"default": "501"}, "--fee-rate: lowest 2 ≤ default 501 ≤ highest 500 does not hold"),

@@ -19,8 +19,10 @@ from node.web.desk_api import desk_router
 from node.web.server import create_app, serve
 from node.web.sockets import bind_api, url_of
 from protocols.codec import Rejected
+from protocols.contract.numbers import parse_rate
 from protocols.contract.terms import SYMBOL, Role
 from protocols.rollover import Conditions
+from scripts import desk_bot
 from tests.feeds import HandFed
 from tests.positions import PEER, history
 from tests.setups import order
@@ -166,3 +168,26 @@ async def test_a_rate_is_set_read_and_withdrawn() -> None:
         assert await bot.told("PUT", "/rates/DOGEUSD", funding_rate="0") == (422, "malformed", "symbol")
         assert (await bot.ask("DELETE", f"/rates/{SYMBOL}")).json() == nothing
         assert bot.desk.rate(SYMBOL, "0") == "0"
+
+
+@pytest.mark.parametrize(
+    ("exposure", "rate"),
+    [(0, "0"), (50_000, "-0.0005"), (-50_000, "0.0005"), (-25_000, "0.00025"), (1, "-0.00000001"), (-100_000, "0.001")],
+)
+def test_the_bots_rate_leans_against_the_exposure(exposure: int, rate: str) -> None:
+    assert desk_bot.leaning(exposure, 50_000) == rate
+    parse_rate(rate)
+
+
+async def test_the_example_bot_answers(nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]) -> None:
+    async with a_bot() as bot:
+        nursery.start_soon(desk_bot.answer_requests, bot.http)
+        peer = PEER[Role.MAKER]
+        with trio.fail_after(20):
+            assert await bot.desk.decide_order(order(quantity=1_000), peer, ()) is None
+            refused = await bot.desk.decide_order(order(quantity=1_100), peer, ())
+            assert refused == Rejected("declined_by_hand", "at most 1000 contracts at a time")
+            assert isinstance(await bot.desk.decide_rollover(OPEN, OPEN.plan()), Conditions)
+            assert await bot.desk.decide_close(OPEN, "54000") is None
+        nursery.cancel_scope.cancel()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][:3] == ["order", "order", "rollover"]
