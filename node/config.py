@@ -31,15 +31,19 @@ from node.clock import Clock
 from node.errors import ConfigError
 from node.networks import NAMES, NETWORKS, chain_named
 from node.policy import Accept, Policy
-from node.values import Positive, Seconds, Sentence, Whole
+from node.values import Positive, Seconds, Sentence, Symbol, Whole
 from protocols.contract.numbers import BadNumber, parse_part
-from protocols.contract.terms import SYMBOL, Timelocks
+from protocols.contract.symbols import SYMBOLS
+from protocols.contract.terms import Timelocks
 from protocols.errors import LocalError
 
 PREFIX = "CFDNODE_"
 """Of the environment's variables: ``CFDNODE_DATA``, ``CFDNODE_ORACLE__URL``; lists are separated by commas."""
 
 Tree = dict[str, Any]
+
+LEVERAGES = (1, 2, 3, 5, 10)
+"""What takers may choose, unless the maker says otherwise."""
 
 
 @frozen
@@ -168,6 +172,7 @@ ElectrumServers = Annotated[
     tuple[Annotated[str, BeforeValidator(_electrum_server)], ...], BeforeValidator(_list), Field(min_length=1)
 ]
 PeerAddresses = Annotated[tuple[Annotated[str, BeforeValidator(_peer_address)], ...], BeforeValidator(_list)]
+Symbols = Annotated[tuple[Symbol, ...], BeforeValidator(_list), Field(min_length=1)]
 Leverages = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1), AfterValidator(_rising)]
 
 
@@ -199,6 +204,20 @@ class PricesTable(_Table):
     """Of a realtime feed as BitMEX's, ``wss://ws.bitmex.com/realtime``."""
     stale_after: Annotated[float, Field(gt=0, le=120)] = 120.0
     """Seconds; from then on no price is made from a quote."""
+
+
+class SymbolTable(_Table):
+    """What a maker offers of one symbol; the defaults are ETHUSD's."""
+
+    lot: Positive = SYMBOLS["ETHUSD"].lot
+    """Quantities are multiples of this many contracts."""
+    leverages: Leverages = LEVERAGES
+    """What takers may choose."""
+    own_leverage: Positive = 1
+    max_quantity: Positive = 1_000
+    """Of one order, in contracts."""
+    max_exposure: Positive = 10_000
+    """Contracts of one side less those of the other, over all positions, that further orders may reach."""
 
 
 class FeeRateTable(_Table):
@@ -241,6 +260,8 @@ class NodeConfig(_Table):
     electrum: ElectrumServers
     oracle: OracleTable
     api: LoopbackAddress
+    symbols: Symbols = tuple(SYMBOLS)
+    """What is traded: the oracle must announce its events, and the exchange, if there is one, quote it."""
     prices: PricesTable | None = None
     clock: ClockTable = ClockTable()
     fee_rate: FeeRateTable = FeeRateTable()
@@ -307,15 +328,14 @@ class MakerConfig(NodeConfig):
     """Where takers connect."""
     public: Address | None = None
     """What takers are told to dial, if it is not `listen`."""
-    lot: Positive = 100
-    """Quantities are multiples of this many contracts."""
-    leverages: Leverages = (1, 2, 3, 5, 10)
-    """What takers may choose."""
+    lot: Positive = SYMBOLS["BTCUSD"].lot
+    """Of BTCUSD, as are the next four: see `SymbolTable`."""
+    leverages: Leverages = LEVERAGES
     own_leverage: Positive = 1
     max_quantity: Positive = 100_000
-    """Of one order, in contracts."""
     max_exposure: Positive = 1_000_000
-    """Contracts of one side less those of the other, over all positions, that further orders may reach."""
+    ethusd: SymbolTable = SymbolTable()
+    """The same five of ETHUSD."""
     quote_step: Step = "0.0005"
     """The part of its price by which an offer with a spread may lag behind the quote before it is priced anew."""
     accept: Accept = "auto"
@@ -324,14 +344,20 @@ class MakerConfig(NodeConfig):
     policy: Policy = Policy()
     """What is accepted; its `max_quantity` and `max_exposure` go before those above."""
 
+    def of(self, symbol: str) -> SymbolTable:
+        """What is offered of this symbol."""
+        if symbol == "ETHUSD":
+            return self.ethusd
+        return SymbolTable(**{name: getattr(self, name) for name in SymbolTable.model_fields})
+
     def make_policy(self) -> Policy:
         """What is in force until the operator says otherwise through the API."""
         limits = Policy(
             accept_orders=self.accept,
             accept_rollovers=self.accept,
             accept_closes=self.accept,
-            max_quantity={SYMBOL: self.max_quantity},
-            max_exposure={SYMBOL: self.max_exposure},
+            max_quantity={symbol: self.of(symbol).max_quantity for symbol in self.symbols},
+            max_exposure={symbol: self.of(symbol).max_exposure for symbol in self.symbols},
         )
         return limits.changed(self.policy)
 

@@ -31,7 +31,7 @@ from node.position.bumping import Bumper
 from node.position.deadlines import DeadlineKeeper
 from node.position.keeper import AttestationKeeper, ChainKeeper
 from node.position.punishing import Punisher
-from node.prices import Feed
+from node.prices import Feed, Feeds
 from node.seams import MACHINE, Seams
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
@@ -39,7 +39,6 @@ from node.wallet.interface import Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.workers import in_worker_process, keep_warm
 from protocols import identify, ping
-from protocols.contract.terms import SYMBOL
 from protocols.dialogue import Dialogue
 from protocols.identify import PeerRole
 from protocols.offers import OracleKeys
@@ -67,7 +66,7 @@ class Core:
     positions: Service[Positions]
     oracle: Service[OracleClient]
     feeds: Mapping[str, Feed]
-    """By symbol."""
+    """Of every symbol."""
     endpoint: Service[Endpoint]
     setup: SetupNode
 
@@ -115,7 +114,11 @@ def build(
         attestation_key=bytes.fromhex(config.oracle.attestation_key),
     )
     asked = OracleConfig(
-        config.oracle.url, oracle_keys.announcement_key, oracle_keys.attestation_key, oracle_keys.scheme
+        config.oracle.url,
+        oracle_keys.announcement_key,
+        oracle_keys.attestation_key,
+        oracle_keys.scheme,
+        config.symbols,
     )
     oracle = _oracle(supervisor, clock, asked, store, seams.oracle)
     core = Core(
@@ -128,7 +131,7 @@ def build(
         wallet=wallet,
         positions=positions,
         oracle=oracle,
-        feeds={SYMBOL: _feed(supervisor, config, clock)} if seams.feeds is None else seams.feeds(clock),
+        feeds=_feeds(supervisor, config, clock) if seams.feeds is None else seams.feeds(clock),
         endpoint=_endpoint(supervisor, config, partial(seams.endpoint, identity), role),
         setup=SetupNode(
             clock=clock,
@@ -213,17 +216,17 @@ def _oracle(
     return oracle
 
 
-def _feed(supervisor: Supervisor, config: NodeConfig, clock: Clock) -> Feed:
+def _feeds(supervisor: Supervisor, config: NodeConfig, clock: Clock) -> Feeds:
     """The quotes that the node goes by; there never is one when no exchange is configured."""
     if config.prices is None:
-        return Feed(None, clock)
-    feed = Feed(config.prices.url, clock, stale_after=config.prices.stale_after)
+        return Feeds(None, clock)
+    feeds = Feeds(config.prices.url, clock, config.symbols, stale_after=config.prices.stale_after)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        await feed.run(report=prices, task_status=task_status)
+        await feeds.run(report=prices, task_status=task_status)
 
     prices = supervisor.service("prices", run)
-    return feed
+    return feeds
 
 
 def _endpoint(

@@ -27,7 +27,7 @@ from node.supervision import Service
 from node.web.sockets import url_of
 from protocols import contract_setup, identify, offers
 from protocols.codec import Rejected
-from protocols.contract.terms import SYMBOL, Role
+from protocols.contract.terms import Role
 from protocols.contract_setup import Decide, FindOffer
 from protocols.dialogue import Dialogue
 from protocols.errors import LocalError, RemoteError, WorldError
@@ -74,7 +74,7 @@ class Maker:
         desk = Desk(policy, core.feeds, core.clock, core.setup.entropy)
         board = OfferBoard(core.clock)
         quoting = Quoting(
-            core.feeds[SYMBOL],
+            core.feeds,
             board,
             core.clock,
             step=config.quote_step,
@@ -83,7 +83,7 @@ class Maker:
             entropy=core.setup.entropy,
         )
         maker = cls(core, config, board, desk, quoting)
-        if core.feeds[SYMBOL].url is not None:
+        if any(feed.url is not None for feed in core.feeds.values()):
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         core.supervisor.service("visitors", maker._meet, [core.endpoint])

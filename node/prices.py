@@ -1,16 +1,16 @@
-"""The market's price: bid and ask of XBTUSD from BitMEX's realtime feed, which is not trusted.
+"""The market's prices: bid and ask of each contract symbol from BitMEX's realtime feed, which is not trusted.
 
-A `Feed` outlives connections. `run` is its life on one of them; while there is none, the last good quote stays, with
-its age, and `problem` says why no price may be made from it.
+A `Feed` outlives connections. `Feeds.run` is the life of all of them on one; while there is none, the last good quotes
+stay, each with its age, and `problem` says why no price may be made from it.
 
-The protocol (WebSocket, JSON texts): the exchange welcomes, confirms a subscription, sends the present row as
-`partial` and each change as `insert`, often several rows at once, of which the last counts. After five seconds of
+The protocol (WebSocket, JSON texts): the exchange welcomes, confirms subscriptions, sends the present row as `partial`
+and each change as `insert`, often several rows at once, of which the last counts. After five seconds of
 silence the text ``ping`` must bring ``pong``.
 """
 
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -34,12 +34,12 @@ from trio_websocket import (
 from node.clock import Clock
 from node.health import UNREPORTED, Report
 from protocols.contract.numbers import BadNumber, parse_price
+from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import SYMBOL
 from protocols.errors import WorldError
 
-INSTRUMENT = "XBTUSD"
-"""The exchange's name of what `SYMBOL` is priced by."""
-TOPIC = f"quote:{INSTRUMENT}"
+INSTRUMENTS = {"BTCUSD": "XBTUSD", "ETHUSD": "ETHUSD"}
+"""The exchange's name of what each symbol is priced by."""
 STALE_AFTER = 120.0
 """Seconds: no offer is priced from an older quote, nothing is closed at it."""
 CLOCK_SLACK = 60.0
@@ -61,7 +61,7 @@ class Quote:
     """The best prices at one moment, USD, canonical decimal strings with at most two places; bid ≤ ask."""
 
     symbol: str
-    """The contract's: BTCUSD."""
+    """The contract's, such as BTCUSD."""
     bid: str
     ask: str
     at: float
@@ -80,28 +80,16 @@ class BadQuote(ValueError):
 
 
 class Feed:
-    """The last good quote. Without a `url` there never is one.
-
-    `dial` and `tls` take the place of a TCP connection to the URL's host, and of the system's trust, in tests.
-    """
+    """The last good quote of one symbol. Without a `url` there never is one."""
 
     def __init__(
-        self,
-        url: str | None,
-        clock: Clock,
-        *,
-        stale_after: float = STALE_AFTER,
-        dial: Dial | None = None,
-        tls: ssl.SSLContext | None = None,
+        self, url: str | None, clock: Clock, *, symbol: str = SYMBOL, stale_after: float = STALE_AFTER
     ) -> None:
         self.url = url
+        self.symbol = symbol
         self.stale_after = stale_after
         self._clock = clock
-        self._dial = dial or self._dial_url
-        self._tls = tls
         self._quote: Quote | None = None
-        self._refusal = ""
-        self._told: str | None = None
         self._changed = trio.Event()
 
     @property
@@ -124,23 +112,70 @@ class Feed:
             return None
         return f"the last quote is of {_time_of_day(self._quote.since)}, older than {self.stale_after:g} s"
 
+    def take(self, quote: Quote) -> None:
+        """This is the present quote."""
+        self._quote = quote
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
     async def after(self, quote: Quote | None) -> Quote:
         """The present quote, as soon as it is another than `quote`."""
         while self._quote is None or self._quote is quote:
             await self._changed.wait()
         return self._quote
 
+
+class Feeds(Mapping[str, Feed]):
+    """The feed of each contract symbol, and one connection to the exchange that serves those in `symbols`.
+
+    The others never have a quote, nor has any without a `url`. `dial` and `tls` take the place of a TCP connection to
+    the URL's host, and of the system's trust, in tests.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        clock: Clock,
+        symbols: Collection[str] = tuple(SYMBOLS),
+        *,
+        stale_after: float = STALE_AFTER,
+        dial: Dial | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.url = url
+        self._clock = clock
+        self._stale_after = stale_after
+        self._dial = dial or self._dial_url
+        self._tls = tls
+        self._feeds = {
+            symbol: Feed(url if symbol in symbols else None, clock, symbol=symbol, stale_after=stale_after)
+            for symbol in SYMBOLS
+        }
+        self._served = {symbol: INSTRUMENTS[symbol] for symbol in SYMBOLS if symbol in symbols}
+        self._refusals: dict[str, str] = {}
+        """Why the last rows of a symbol, or rows of none (""), gave no quote."""
+        self._told: str | None = None
+
+    def __getitem__(self, symbol: str) -> Feed:
+        return self._feeds[symbol]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._feeds)
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
     async def run(
         self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> NoReturn:
         """Take quotes from one connection until it ends: `WorldError`, maybe in a group. Started once subscribed.
 
-        A connection that brings no good quote for twice the time in which one grows stale is given up, too: a new one
-        may.
+        A connection that for twice the time in which a quote grows stale does not bring a good one of every symbol is
+        given up, too: a new one may.
         """
         assert self.url is not None
         parts = urlsplit(self.url)
-        self._told, self._refusal = None, ""
+        self._told, self._refusals = None, {}
         try:
             with trio.fail_after(CONNECT_WITHIN) as patience:
                 stream = await self._dial()
@@ -151,17 +186,17 @@ class Feed:
                         nursery, line, parts.netloc, parts.path or "/", max_message_size=MAX_MESSAGE
                     )
                     line.open = True
-                    await connection.send_message(json.dumps({"op": "subscribe", "args": [TOPIC]}))
-                    while not self._heard(await connection.get_message(), report):
-                        pass
-                    patience.deadline = trio.current_time() + 2 * self.stale_after
+                    topics = {f"quote:{instrument}" for instrument in self._served.values()}
+                    await connection.send_message(json.dumps({"op": "subscribe", "args": sorted(topics)}))
+                    while topics:
+                        topics.discard(self._heard(await connection.get_message(), report))
                     task_status.started()
                     while True:
-                        self._judge(report)
-                        before = self._quote
-                        self._heard(await self._next_message(connection), report)
-                        if self._quote is not before:
-                            patience.deadline = trio.current_time() + 2 * self.stale_after
+                        patience.deadline = trio.current_time() + 2 * self._stale_after
+                        before = {symbol: self[symbol].quote for symbol in self._served}
+                        while any(self[symbol].quote is quote for symbol, quote in before.items()):
+                            self._judge(report)
+                            self._heard(await self._next_message(connection), report)
         except* ConnectionRejected as group:
             raise self._lost(f"refused the connection: {_reason(group)}") from None
         except* ConnectionClosed as group:
@@ -196,10 +231,11 @@ class Feed:
             return await connection.get_message()
         raise self._lost("is silent")
 
-    def _heard(self, message: str | bytes, report: Report) -> bool:
-        """Take in one message; says whether it confirms our subscription. Raises WorldError if it is none."""
+    def _heard(self, message: str | bytes, report: Report) -> str:
+        """Take in one message; returns the topic whose subscription it confirms, or "". Raises WorldError if it is
+        none."""
         if message == "pong":
-            return False
+            return ""
         try:
             said = json.loads(message, parse_int=Decimal, parse_float=Decimal, parse_constant=_no_number)
         except (ValueError, RecursionError):
@@ -210,30 +246,38 @@ class Feed:
             raise self._lost(f"refused the subscription: {_shown(said['error'])}")
         if said.get("table") == "quote" and said.get("action") in ("partial", "insert"):
             self._take(said.get("data"), report)
-        return said.get("success") is True and said.get("subscribe") == TOPIC
+        return str(said.get("subscribe", "")) if said.get("success") is True else ""
 
     def _take(self, rows: object, report: Report) -> None:
-        """The last row becomes the quote, or the reason why there is no new one."""
-        if rows == []:  # a market without quotes
-            return
+        """The last row of a symbol becomes its quote, or the reason why there is no new one."""
         try:
-            quote = read_quote(rows, self._quote, self._clock.now())
+            last = last_rows(rows, self._served)
         except BadQuote as error:
-            self._refusal = self._refusal or f"the exchange's quote is refused: {error}"
+            self._refusals.setdefault("", f"the exchange's quote is refused: {error}")
             return
-        self._quote, self._refusal = quote, ""
-        report.fresh()
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+        self._refusals.pop("", None)
+        for symbol, row in last.items():
+            feed = self[symbol]
+            try:
+                feed.take(read_quote(row, symbol, feed.quote, self._clock.now()))
+            except BadQuote as error:
+                self._refusals.setdefault(symbol, f"the exchange's quote is refused: {error}")
+            else:
+                self._refusals.pop(symbol, None)
+                report.fresh()
 
     def _judge(self, report: Report) -> None:
         """Tell of a change between good and bad. Comes after every message, of which there is one every 5 s."""
-        reason = "; ".join(filter(None, (self._refusal, self.problem())))
-        if reason != self._told:
-            self._told = reason
-            if reason:
-                _log.info("price_feed", reason=reason)
-                report.degraded(reason)
+        reasons = [self._refusals.get("")]
+        for symbol in self._served:
+            reason = "; ".join(filter(None, (self._refusals.get(symbol), self[symbol].problem())))
+            reasons.append(reason and f"{symbol}: {reason}")
+        told = "; ".join(filter(None, reasons))
+        if told != self._told:
+            self._told = told
+            if told:
+                _log.info("price_feed", reason=told)
+                report.degraded(told)
             else:
                 report.recovered()
 
@@ -275,13 +319,21 @@ class _Line(trio.abc.Stream):
             raise HandshakeError(f"the line broke: {error.__cause__ or error}") from error
 
 
-def read_quote(rows: object, before: Quote | None, now: float) -> Quote:
-    """The quote that the last of these rows says, received at `now`. Raises `BadQuote`."""
-    row = rows[-1] if isinstance(rows, list) and rows else None
-    if not isinstance(row, dict):
-        raise BadQuote(f"data is {_shown(rows)}, allowed are rows")
-    if row.get("symbol") != INSTRUMENT:
-        raise BadQuote(f"symbol is {_shown(row.get('symbol'))}, allowed is {INSTRUMENT}")
+def last_rows(rows: object, instruments: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """The last row of each symbol, whose `instruments` the exchange knows by those names. Raises `BadQuote`."""
+    symbols = {instrument: symbol for symbol, instrument in instruments.items()}
+    last: dict[str, dict[str, object]] = {}
+    for row in rows if isinstance(rows, list) else [None]:
+        if not isinstance(row, dict):
+            raise BadQuote(f"data is {_shown(rows)}, allowed are rows")
+        if (symbol := symbols.get(str(row.get("symbol")))) is None:
+            raise BadQuote(f"symbol is {_shown(row.get('symbol'))}, allowed is {' or '.join(symbols)}")
+        last[symbol] = row
+    return last
+
+
+def read_quote(row: dict[str, object], symbol: str, before: Quote | None, now: float) -> Quote:
+    """The quote of this symbol that its row says, received at `now`. Raises `BadQuote`."""
     bid, ask, at = _price(row, "bidPrice"), _price(row, "askPrice"), _timestamp(row)
     if parse_price(bid) > parse_price(ask):
         raise BadQuote(f"bidPrice is {bid}, allowed is at most the askPrice, {ask}")
@@ -289,7 +341,7 @@ def read_quote(rows: object, before: Quote | None, now: float) -> Quote:
         raise BadQuote(f"timestamp is {row['timestamp']}, {at - now:.0f} s ahead of this node's clock")
     if before is not None and at < before.at:
         raise BadQuote(f"timestamp is {row['timestamp']}, older than that of the quote before")
-    return Quote(SYMBOL, bid, ask, at, now)
+    return Quote(symbol, bid, ask, at, now)
 
 
 def _price(row: dict[str, object], name: str) -> str:

@@ -7,7 +7,7 @@ grew old. While there is no fresh quote, or the node cannot serve an order, it i
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from fractions import Fraction
 from typing import NoReturn
 
@@ -64,7 +64,7 @@ class Quoting:
 
     def __init__(
         self,
-        feed: Feed,
+        feeds: Mapping[str, Feed],
         board: OfferBoard,
         clock: Clock,
         *,
@@ -75,7 +75,7 @@ class Quoting:
     ) -> None:
         """`step` is the part of its price by which a price may lag; `check_ready` raises Disconnected or LocalError
         while orders cannot be served; `fee_rate` says what new positions pay, sat/vB."""
-        self._feed = feed
+        self._feeds = feeds
         self._board = board
         self._clock = clock
         self._step = parse_part(step, "step", high="0.1")
@@ -89,14 +89,15 @@ class Quoting:
     def all(self) -> tuple[Quoted, ...]:
         return tuple(self._quoted.values())
 
-    def price(self, side: Side, spread: str) -> str:
+    def price(self, symbol: str, side: Side, spread: str) -> str:
         """By the last good quote, even if it is stale: what an offer can be checked with before it is followed.
 
         Raises `BadNumber` for a bad spread, `Conflict` if there never was a quote.
         """
-        if self._feed.quote is None:
-            raise Conflict("no_quote", f"an offer with a spread needs a quote: {self._feed.problem()}")
-        return format_decimal(quoted_price(self._feed.quote, side, spread), PRICE_PLACES)
+        feed = self._feeds[symbol]
+        if feed.quote is None:
+            raise Conflict("no_quote", f"an offer with a spread needs a quote: {feed.problem()}")
+        return format_decimal(quoted_price(feed.quote, side, spread), PRICE_PLACES)
 
     def follow(self, offer: Offer, spread: str) -> Quoted:
         """From now on an offer like this one follows the market, in the place of what stood for its symbol and side."""
@@ -143,7 +144,8 @@ class Quoting:
 
     def _look(self, quoted: Quoted) -> None:
         """Put one offer, make it anew or withdraw it, as the quote demands."""
-        quote, obstacle = self._feed.quote, self._obstacle()
+        feed = self._feeds[quoted.pattern.symbol]
+        quote, obstacle = feed.quote, self._obstacle(feed)
         if quote is None or obstacle is not None:
             self._withdraw(quoted, obstacle or "there is no quote")
             return
@@ -165,7 +167,7 @@ class Quoting:
         self._board.put(offer)
         quoted.offer, quoted.reason = offer, None
 
-    def _obstacle(self) -> str | None:
+    def _obstacle(self, feed: Feed) -> str | None:
         """Why nothing may be offered now."""
         if not self._running:
             return NOT_RUNNING
@@ -173,7 +175,7 @@ class Quoting:
             self._check_ready()
         except (Disconnected, LocalError) as refusal:
             return refusal.sentence
-        return self._feed.problem()
+        return feed.problem()
 
     def _due(self, offer: Offer, price: Fraction, now: float) -> bool:
         stands = parse_price(offer.price)

@@ -13,7 +13,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnec
 
 from node.clock import Clock
 from node.config import TakerConfig, WorldConfig, load
-from node.prices import Feed
+from node.prices import Feeds
 from node.regtest.exchange import EVERY, PATH, Exchange, Mode
 from node.regtest.world import RunningWorld, run_world
 from protocols.errors import WorldError
@@ -203,11 +203,12 @@ async def test_a_world_names_its_exchange_and_controls_it(tmp_path: Path, nurser
         config = load(TakerConfig, paths=[world.config], environ={}, flags={"data": str(tmp_path / "taker")})
         assert config.prices is not None
         assert config.prices.url == world.exchange
-        feed = Feed(config.prices.url, Clock())
+        feeds = Feeds(config.prices.url, Clock())
+        feed = feeds["BTCUSD"]
 
         async def run() -> None:
             with pytest.raises((WorldError, ExceptionGroup)):
-                await feed.run()
+                await feeds.run()
 
         nursery.start_soon(run)
         await http.post("/price", json={"price": "65432.1"})

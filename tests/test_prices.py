@@ -2,11 +2,12 @@
 
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from node.health import UNREPORTED, Report, State
 from node.prices import (
     CLOCK_SLACK,
     CONNECT_WITHIN,
+    INSTRUMENTS,
     MAX_MESSAGE,
     SILENCE,
     STALE_AFTER,
     BadQuote,
     Feed,
+    Feeds,
     Quote,
+    last_rows,
     read_quote,
 )
 from node.regtest.exchange import Exchange, Mode
@@ -40,6 +44,7 @@ from protocols.errors import WorldError
 
 BASE = 1_790_000_000.0
 URL = "ws://exchange.example/realtime"
+SERVED = ["BTCUSD"]
 WELCOME = '{"info":"Welcome to the BitMEX Realtime API.","version":"1","limit":{"remaining":39}}'
 CONFIRMED = '{"success":true,"subscribe":"quote:XBTUSD","request":{"op":"subscribe","args":["quote:XBTUSD"]}}'
 
@@ -90,11 +95,13 @@ class Told:
 class Lines:
     """A feed's connections, in memory, and the exchange's ends of them."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, symbols: Sequence[str] = SERVED, **options: Any) -> None:
+        self.topics = [f"quote:{INSTRUMENTS[symbol]}" for symbol in symbols]
         self._dialled, self._to_answer = trio.open_memory_channel[trio.StapledStream[Any, Any]](10)
         self.streams: list[trio.abc.Stream] = []
         self.told = Told()
-        self.feed = Feed(URL, Clock(wall=wall), dial=self._dial, **options)
+        self.feeds = Feeds(URL, Clock(wall=wall), symbols, dial=self._dial, **options)
+        self.feed = self.feeds["BTCUSD"]
 
     async def _dial(self) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
@@ -107,7 +114,7 @@ class Lines:
 
     async def lost(self) -> str:
         """Run the feed on one connection to its end, and say how it ended."""
-        return (await end_of(self.feed, self.told)).removeprefix(f"the exchange at {URL} ")
+        return (await end_of(self.feeds, self.told)).removeprefix(f"the exchange at {URL} ")
 
     @asynccontextmanager
     async def up(self, *first: str) -> AsyncIterator[WebSocketConnection]:
@@ -120,17 +127,19 @@ class Lines:
     async def answer(self, nursery: trio.Nursery, *first: str) -> WebSocketConnection:
         request = await wrap_server_stream(nursery, await self.next_stream())
         connection = await request.accept()
-        for message in (WELCOME, CONFIRMED, *first):
+        confirmed = [CONFIRMED.replace("quote:XBTUSD", topic) for topic in self.topics]
+        for message in (WELCOME, *confirmed, *first):
             await connection.send_message(message)
-        assert json.loads(await connection.get_message()) == {"op": "subscribe", "args": ["quote:XBTUSD"]}
+        asked = json.loads(await connection.get_message())
+        assert (asked.pop("op"), set(asked.pop("args")), asked) == ("subscribe", set(self.topics), {})
         await trio.testing.wait_all_tasks_blocked()
         return connection
 
 
-async def end_of(feed: Feed, report: Report = UNREPORTED) -> str:
+async def end_of(feeds: Feeds, report: Report = UNREPORTED) -> str:
     """Run the feed on one connection to its end, and say how it ended."""
     with pytest.raises((WorldError, ExceptionGroup)) as ended:
-        await feed.run(report=report)
+        await feeds.run(report=report)
     (cause,) = leaves(ended.value)
     assert isinstance(cause, WorldError)
     return cause.sentence
@@ -140,8 +149,10 @@ def prices(feed: Feed) -> tuple[str, str] | None:
     return (feed.quote.bid, feed.quote.ask) if feed.quote is not None else None
 
 
-def parsed(text: str) -> object:
-    return json.loads(text, parse_int=Decimal, parse_float=Decimal)
+def read_rows(text: str, before: Quote | None, now: float) -> Quote:
+    """What they quote bitcoin at."""
+    rows = last_rows(json.loads(text, parse_int=Decimal, parse_float=Decimal), {"BTCUSD": "XBTUSD"})
+    return read_quote(rows["BTCUSD"], "BTCUSD", before, now)
 
 
 class TestQuotes:
@@ -158,13 +169,13 @@ class TestQuotes:
         ],
     )
     def test_prices_are_the_digits_that_were_sent(self, sent: str, taken: str) -> None:
-        quote = read_quote(parsed(f"[{row(sent, sent, at=3.167)}]"), None, BASE + 4)
+        quote = read_rows(f"[{row(sent, sent, at=3.167)}]", None, BASE + 4)
         assert quote == Quote("BTCUSD", taken, taken, BASE + 3.167, BASE + 4)
 
     @given(st.integers(1, 2**20 * 100 - 1), st.integers(0, 3))
     def test_every_price_with_two_places_is_taken_exactly(self, cents: int, zeros: int) -> None:
         text = f"{cents // 100}.{cents % 100:02}" + "0" * zeros
-        quote = read_quote(parsed(f"[{row(text, text)}]"), None, BASE)
+        quote = read_rows(f"[{row(text, text)}]", None, BASE)
         assert parse_price(quote.bid) == Fraction(cents, 100)
 
     @pytest.mark.parametrize(
@@ -195,7 +206,7 @@ class TestQuotes:
     def test_what_is_no_quote_is_named(self, data: str, said: str) -> None:
         before = Quote("BTCUSD", "1", "2", BASE - 10, BASE - 10)
         with pytest.raises(BadQuote) as refused:
-            read_quote(parsed(f"[{data}]"), before, BASE)
+            read_rows(f"[{data}]", before, BASE)
         assert said in str(refused.value)
         assert len(str(refused.value)) < 300
 
@@ -203,7 +214,7 @@ class TestQuotes:
         others: list[object] = [None, {"0": {}}, "rows"]
         for data in others:
             with pytest.raises(BadQuote, match="allowed are rows"):
-                read_quote(data, None, BASE)
+                last_rows(data, INSTRUMENTS)
 
     def test_a_quote_is_no_younger_because_it_came_late_or_from_a_clock_ahead(self) -> None:
         late = Quote("BTCUSD", "1", "2", at=BASE, received_at=BASE + 50)
@@ -225,8 +236,69 @@ class TestConnection:
                 await exchange.send_message(message)
             await trio.testing.wait_all_tasks_blocked()
             assert lines.feed.quote is quote
-        assert lines.told.said == ["no quote has come yet", ""]
+        assert lines.told.said == ["BTCUSD: no quote has come yet", ""]
         assert len(lines.told.fresh_at) == 2
+
+    async def test_quotes_of_both_symbols_come_by_one_connection(
+        self, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    ) -> None:
+        told, market = Told(), {"BTCUSD": "54000", "ETHUSD": "2500.75"}
+        exchange, dialled = Exchange(lambda symbol: market[symbol], wall), 0
+
+        async def dial() -> trio.abc.Stream:
+            nonlocal dialled
+            dialled += 1
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(exchange.talk, theirs)
+            return ours
+
+        feeds = Feeds(URL, Clock(wall=wall), dial=dial)
+        assert list(feeds) == ["BTCUSD", "ETHUSD"]
+        await nursery.start(partial(feeds.run, report=told))
+        bitcoin, ether = [await feed.after(None) for feed in feeds.values()]
+        assert (bitcoin.symbol, bitcoin.bid, bitcoin.ask) == ("BTCUSD", "54000", "54000.5")
+        assert (ether.symbol, ether.bid, ether.ask) == ("ETHUSD", "2500.75", "2500.8")
+        market["ETHUSD"] = "2499.99"
+        while prices(feeds["ETHUSD"]) != ("2499.95", "2500"):
+            await feeds["ETHUSD"].after(feeds["ETHUSD"].quote)
+        assert prices(feeds["BTCUSD"]) == ("54000", "54000.5")
+        assert (dialled, told.said[-1]) == (1, "")
+        nursery.cancel_scope.cancel()
+
+    async def test_a_symbol_without_good_quotes_is_named_and_leaves_the_other_as_it_is(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        lines = Lines([*SERVED, "ETHUSD"])
+        async with lines.up(rows(row()), rows(row("2500", "2501", symbol='"ETHUSD"'))) as exchange:
+            for seconds in range(4, 121, 4):
+                await trio.sleep(4)
+                await exchange.send_message(rows(row(at=seconds)))
+            await exchange.send_message(rows(row("2502", "2501", at=120, symbol='"ETHUSD"'), row(at=121)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert [feed.problem() is None for feed in lines.feeds.values()] == [True, True]
+            assert lines.told.said[-1].startswith("ETHUSD: the exchange's quote is refused: bidPrice is 2502")
+            await trio.sleep(1)
+            await exchange.send_message(rows(row(at=122)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert [feed.problem() is None for feed in lines.feeds.values()] == [True, False]
+            assert lines.feed.quote is not None
+            assert lines.feed.quote.at == BASE + 122
+
+    async def test_a_line_that_brings_one_symbol_only_is_given_up(
+        self, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    ) -> None:
+        lines = Lines([*SERVED, "ETHUSD"])
+
+        async def bitcoin() -> None:
+            exchange = await lines.answer(nursery, rows(row()))
+            while True:
+                await trio.sleep(1)
+                await exchange.send_message(rows(row(at=trio.current_time())))
+
+        nursery.start_soon(_until_closed, bitcoin)
+        assert await lines.lost() == "did not send what it should in time"
+        assert trio.current_time() == pytest.approx(2 * STALE_AFTER, abs=1)
+        nursery.cancel_scope.cancel()
 
     async def test_a_refused_quote_is_told_once_and_the_last_good_one_stays(
         self, autojump_clock: trio.testing.MockClock
@@ -240,7 +312,10 @@ class TestConnection:
             assert lines.feed.problem() is None
             await exchange.send_message(rows(row("54001", "54002")))
             await trio.testing.wait_all_tasks_blocked()
-        assert [said.partition(": bid")[0] for said in lines.told.said[2:]] == ["the exchange's quote is refused", ""]
+        assert [said.partition(": bid")[0] for said in lines.told.said[2:]] == [
+            "BTCUSD: the exchange's quote is refused",
+            "",
+        ]
 
     async def test_silence_is_asked_about_and_an_answer_keeps_the_line(
         self, autojump_clock: trio.testing.MockClock
@@ -277,7 +352,7 @@ class TestConnection:
         assert await lines.lost() == "did not send what it should in time"
         assert trio.current_time() == 2 * STALE_AFTER
         stale = f"the last quote is of {stamp()[11:19]} UTC, older than 120 s"
-        assert lines.told.said == ["no quote has come yet", "", stale]
+        assert lines.told.said == ["BTCUSD: no quote has come yet", "", f"BTCUSD: {stale}"]
         assert lines.feed.problem() == stale
         assert prices(lines.feed) == ("54000", "54000.5")
 
@@ -390,7 +465,7 @@ class TestConnection:
         port = listeners[0].socket.getsockname()[1]
         await listeners[0].aclose()
         url = f"ws://127.0.0.1:{port}/realtime"
-        assert f"the exchange at {url} cannot be reached: " in await end_of(Feed(url, Clock()))
+        assert f"the exchange at {url} cannot be reached: " in await end_of(Feeds(url, Clock()))
 
     async def test_tls_is_checked(self, tmp_path: Path, nursery: trio.Nursery) -> None:
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -406,19 +481,20 @@ class TestConnection:
             await exchange.talk(stream)
 
         nursery.start_soon(trio.serve_listeners, talk, listeners)
-        feed = Feed(f"wss://localhost:{port}/realtime", Clock(), tls=trusting)
-        nursery.start_soon(feed.run)
+        feeds = Feeds(f"wss://localhost:{port}/realtime", Clock(), tls=trusting)
+        feed = feeds["BTCUSD"]
+        nursery.start_soon(feeds.run)
         with trio.fail_after(10):
             quote = await feed.after(None)
         assert (quote.bid, quote.ask) == ("54000", "54000.5")
         for url, tls in ((f"wss://localhost:{port}/realtime", None), (f"wss://127.0.0.1:{port}/realtime", trusting)):
-            ended = await end_of(Feed(url, Clock(), tls=tls))
+            ended = await end_of(Feeds(url, Clock(), tls=tls))
             assert "cannot be reached: the line broke: [SSL: CERTIFICATE_VERIFY_FAILED]" in ended
         nursery.cancel_scope.cancel()
 
 
 async def test_without_an_exchange_there_is_a_reason(autojump_clock: trio.testing.MockClock) -> None:
-    view = quote_view(Feed(None, Clock(wall=wall)), wall())
+    view = quote_view(Feeds(None, Clock(wall=wall))["ETHUSD"], wall())
     assert view["stale"] is True
     assert view["reason"] == "no price feed is configured"
     assert {view[name] for name in ("bid", "ask", "at", "age", "stale_at")} == {None}
@@ -434,11 +510,12 @@ async def test_a_supervised_feed_comes_back_by_itself(
         nursery.start_soon(exchange.talk, theirs)
         return ours
 
-    feed = Feed(URL, Clock(wall=wall), dial=dial)
+    feeds = Feeds(URL, Clock(wall=wall), SERVED, dial=dial)
+    feed = feeds["BTCUSD"]
     supervisor = Supervisor(clock=Clock(wall=wall), raise_bugs=True)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        await feed.run(report=service, task_status=task_status)
+        await feeds.run(report=service, task_status=task_status)
 
     service = supervisor.service("prices", run)
     nursery.start_soon(supervisor.run)

@@ -20,7 +20,7 @@ from node.errors import ConfigError, Conflict, Disconnected, NotFound
 from node.health import all_healthy
 from node.maker import Maker
 from node.offers import OfferBoard
-from node.prices import STALE_AFTER, Feed, Quote
+from node.prices import STALE_AFTER, Feeds, Quote
 from node.quoting import LOOK_EVERY, NOT_RUNNING, REFRESH_AFTER, Quoting, quoted_price
 from node.regtest.exchange import Exchange, Mode
 from node.supervision import Supervisor
@@ -71,11 +71,12 @@ class Desk:
         """A service that an order would need."""
         self.clock = Clock(wall=lambda: NOW + trio.current_time())
         self.exchange = Exchange(lambda _: self.market, self.clock.now)
-        self.feed = Feed("ws://exchange.example/realtime", self.clock, dial=self._dial)
+        self.feeds = Feeds("ws://exchange.example/realtime", self.clock, dial=self._dial)
+        self.feed = self.feeds["BTCUSD"]
         self.board = OfferBoard(self.clock)
         self.ids = iter(bytes([n]) * 16 for n in range(1, 256))
         self.quoting = Quoting(
-            self.feed,
+            self.feeds,
             self.board,
             self.clock,
             step="0.001",
@@ -93,7 +94,7 @@ class Desk:
         return ours
 
     async def _run_feed(self, *, task_status: trio.TaskStatus[None]) -> None:
-        await self.feed.run(task_status=task_status)
+        await self.feeds.run(task_status=task_status)
 
     def _check_ready(self) -> None:
         if self.down is not None:
@@ -264,7 +265,7 @@ class TestQuoting:
         self, desk: Desk, autojump_clock: MockClock
     ) -> None:
         blind = Quoting(
-            Feed(None, desk.clock),
+            Feeds(None, desk.clock),
             desk.board,
             desk.clock,
             step="0",
@@ -273,7 +274,7 @@ class TestQuoting:
             entropy=bytes,
         )
         with pytest.raises(Conflict, match="no price feed is configured"):
-            blind.price(Side.LONG, SPREAD)
+            blind.price("BTCUSD", Side.LONG, SPREAD)
 
 
 @asynccontextmanager
@@ -301,7 +302,7 @@ class TestApi:
             feed = maker.core.feeds["BTCUSD"]
             await until(lambda: all_healthy(maker.core.supervisor.health()))
             await until(lambda: feed.quote is not None and feed.quote.bid == "54000")
-            shown = (await http.get("/prices")).json()
+            shown = (await http.get("/prices")).json()["BTCUSD"]
             assert (shown["symbol"], shown["bid"], shown["ask"]) == ("BTCUSD", "54000", "54000.5")
             assert 0 <= shown["age"] < 10
             assert (shown["stale"], shown["reason"]) == (False, None)
@@ -342,7 +343,7 @@ class TestApi:
         path = tmp_path / "config.toml"
         path.write_text(TestConfig.WORLD.replace("[prices]", ""))
         async with maker_api(tmp_path / "maker", path) as (_, http):
-            assert (await http.get("/prices")).json()["reason"] == "no price feed is configured"
+            assert (await http.get("/prices")).json()["BTCUSD"]["reason"] == "no price feed is configured"
             services = (await http.get("/health")).json()["services"]
             assert not {"prices", "quoting"} & {service["name"] for service in services}
 

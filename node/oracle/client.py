@@ -28,6 +28,7 @@ from protocols.contract.oracle import (
     parse_attestation,
     scheme_named,
 )
+from protocols.contract.terms import SYMBOL
 from protocols.errors import LocalError, WorldError
 
 MAX_BODY = 64 * 1024
@@ -63,6 +64,8 @@ class OracleConfig:
     announcement_key: bytes
     attestation_key: bytes
     scheme: str
+    symbols: tuple[str, ...] = (SYMBOL,)
+    """Those whose events are looked for ahead of time."""
 
 
 class OracleClient:
@@ -193,14 +196,15 @@ class OracleClient:
                 await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
 
     async def look_ahead(self) -> NoReturn:
-        """Fetch the announcement that the next contract settles with, so that a failing oracle shows before an order
-        needs it."""
+        """Fetch the announcements that the next contracts settle with, so that a failing oracle shows before an order
+        needs them."""
         while True:
-            event = self._scheme.event_id("BTCUSD", -(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR)
-            try:
-                await self.announcement(event)
-            except WorldError as error:
-                self._tell(error.sentence)
+            time = -(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR
+            for symbol in self._config.symbols:
+                try:
+                    await self.announcement(self._scheme.event_id(symbol, time))
+                except WorldError as error:
+                    self._tell(error.sentence)
             await trio.sleep(max(0.2, min(60.0, self._clock.hour / 2)))
 
     async def _ask(self, announcement: Announcement) -> Attestation | None:

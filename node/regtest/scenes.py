@@ -148,7 +148,7 @@ class Trade:
         quote: Json = {}
 
         async def stale() -> bool:
-            quote.update(await self.taker.call("GET", "/prices"))
+            quote.update((await self.taker.call("GET", "/prices"))["BTCUSD"])
             offers = await self.maker.call("GET", "/offers")
             return bool(quote["stale"]) and not offers
 

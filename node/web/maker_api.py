@@ -11,10 +11,11 @@ from node.errors import FieldError
 from node.maker import Maker
 from node.quoting import Quoted
 from node.rules import exposure, stakes_of
+from node.values import Symbol
 from node.web.node_api import HexId
 from node.web.views import offer_view
 from protocols.contract.numbers import BadNumber
-from protocols.contract.terms import Side
+from protocols.contract.terms import SYMBOL, Side
 from protocols.offers import ID_LENGTH, Offer
 
 
@@ -23,7 +24,7 @@ class OfferIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    symbol: Literal["BTCUSD"] = "BTCUSD"
+    symbol: Symbol = SYMBOL
     side: Literal["long", "short"] = Field(description="the maker's side")
     price: str | None = Field(default=None, description="USD, a decimal string with at most 2 places")
     spread: str | None = Field(
@@ -64,8 +65,11 @@ def maker_router(maker: Maker) -> APIRouter:
     async def set_offer(said: OfferIn) -> dict[str, Any]:
         """The offer, or for a spread: the offer that follows the market, with the reason if it cannot stand now."""
         core.setup.check_ready()  # who cannot serve an order offers nothing
+        if said.symbol not in config.symbols:
+            allowed = " or ".join(config.symbols)
+            raise FieldError("symbol", f"symbol is {said.symbol}, this maker's configuration allows {allowed}")
+        ours, side = config.of(said.symbol), Side(said.side)
         most = maker.desk.policy.max_quantity.get(said.symbol, 0)
-        side = Side(said.side)
         try:
             price = _price_of(said, side)
             offer = Offer(
@@ -73,11 +77,11 @@ def maker_router(maker: Maker) -> APIRouter:
                 symbol=said.symbol,
                 side=side,
                 price=price,
-                min_quantity=said.min_quantity if said.min_quantity is not None else config.lot,
-                max_quantity=said.max_quantity if said.max_quantity is not None else most // config.lot * config.lot,
-                lot=config.lot,
-                leverages=tuple(said.leverages if said.leverages is not None else config.leverages),
-                maker_leverage=config.own_leverage,
+                min_quantity=said.min_quantity if said.min_quantity is not None else ours.lot,
+                max_quantity=said.max_quantity if said.max_quantity is not None else most // ours.lot * ours.lot,
+                lot=ours.lot,
+                leverages=tuple(said.leverages if said.leverages is not None else ours.leverages),
+                maker_leverage=ours.own_leverage,
                 opening_fee=said.opening_fee,
                 funding_rate=said.funding_rate,
                 fee_rate=await core.setup.fee_rate(),
@@ -113,7 +117,7 @@ def maker_router(maker: Maker) -> APIRouter:
         if said.price is not None and said.spread is None:
             return said.price
         if said.spread is not None and said.price is None:
-            return maker.quoting.price(side, said.spread)
+            return maker.quoting.price(said.symbol, side, said.spread)
         raise FieldError("price", "price: an offer has either a price or a spread")
 
     return router

@@ -17,7 +17,6 @@ from node.wallet.interface import Wallet
 from node.web.health_api import health_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.views import position_view, quote_view
-from protocols.contract.terms import SYMBOL
 
 HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
 
@@ -51,9 +50,9 @@ def _node_router(core: Core) -> APIRouter:
         }
 
     @router.get("/prices")
-    async def prices() -> dict[str, Any]:
-        """The exchange's last good quote, how old it is, and why it may not be used if it may not."""
-        return quote_view(core.feeds[SYMBOL], core.clock.now())
+    async def prices() -> dict[str, dict[str, Any]]:
+        """By symbol the exchange's last good quote, how old it is, and why it may not be used if it may not."""
+        return {symbol: quote_view(feed, core.clock.now()) for symbol, feed in core.feeds.items()}
 
     @router.get("/wallet")
     async def wallet() -> dict[str, Any]:

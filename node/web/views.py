@@ -11,7 +11,7 @@ from node.position.state import Ending, EndingKind, Position
 from node.prices import Feed
 from protocols.contract.outcomes import covering, liquidation_price
 from protocols.contract.payout import Payout
-from protocols.contract.terms import SYMBOL, Role, Terms
+from protocols.contract.terms import Role, Terms
 from protocols.offers import STALE_AFTER, Offer
 
 
@@ -43,7 +43,7 @@ def quote_view(feed: Feed, now: float) -> dict[str, Any]:
     """Prices in USD, times in seconds since 1970; `reason` says why no price may be made from it now."""
     quote, problem = feed.quote, feed.problem()
     return {
-        "symbol": SYMBOL,
+        "symbol": feed.symbol,
         "bid": quote.bid if quote else None,
         "ask": quote.ask if quote else None,
         "at": quote.at if quote else None,
