@@ -9,10 +9,9 @@ from protocols.contract.terms import SYMBOL
 
 class HandFed(Feed):
     def __init__(self, clock: Clock, symbol: str = SYMBOL) -> None:
-        super().__init__("ws://exchange.example/realtime", clock)
-        self._symbol = symbol
+        super().__init__("ws://exchange.example/realtime", clock, symbol=symbol)
 
     def tell(self, bid: str, ask: str | None = None) -> None:
         """Prices in USD, of this moment; the ask is the bid unless it is said."""
         now = self._clock.now()
-        self._quote = Quote(self._symbol, bid, ask or bid, now, now)
+        self.take(Quote(self.symbol, bid, ask or bid, now, now))
