@@ -111,6 +111,22 @@ def test_limits_of_one_peer_do_not_touch_the_others() -> None:
     assert refusal(check_stake, few, stake(-100, bytes(32)), held) == "allowed"
 
 
+def test_each_symbol_has_limits_of_its_own_and_margin_is_one() -> None:
+    ether = evolve(OFFER, symbol="ETHUSD", price="3000", lot=1, min_quantity=1, max_quantity=500)
+    one = stake_of_order(order(offer=ether, quantity=500, leverage=1), ONE)
+    assert one.margin == 150_000_000  # 500 · 3 000 · 100 sat
+    held = [stake(-2_500), stake(-700, OTHER)]
+    assert exposure([*held, one]) == {SYMBOL: -3_200, "ETHUSD": -500}
+    assert refusal(check_stake, policy(), one, held) == "max_exposure"
+    both = policy(max_exposure={"ETHUSD": 500}, max_quantity_per_peer={"ETHUSD": 500}, max_quantity={"ETHUSD": 500})
+    assert refusal(check_stake, both, one, held) == "allowed"
+    assert refusal(check_size, both, order(offer=ether, quantity=500)) == "allowed"
+    assert refusal(check_size, both, order(offer=ether, quantity=501)) == "bad_quantity"
+    enough = one.margin + sum(each.margin for each in held)
+    assert refusal(check_stake, both.changed(Policy(max_margin=enough)), one, held) == "allowed"
+    assert refusal(check_stake, both.changed(Policy(max_margin=enough - 1)), one, held) == "max_margin"
+
+
 def test_a_position_counts_until_it_has_ended() -> None:
     begun = history(Role.MAKER, 2)
     (held,) = stakes_of([begun.position])
