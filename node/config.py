@@ -31,7 +31,7 @@ from node.clock import Clock
 from node.errors import ConfigError
 from node.networks import NAMES, NETWORKS, chain_named
 from node.policy import Accept, Policy
-from node.values import Positive, Seconds, Sentence, Symbol, Whole
+from node.values import Band, Positive, Rate, Seconds, Sentence, Symbol, Whole
 from protocols.contract.numbers import BadNumber, parse_part
 from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import Timelocks
@@ -235,6 +235,16 @@ class FeeRateTable(_Table):
         return self
 
 
+class RolloverTable(_Table):
+    """How a taker's positions are rolled over."""
+
+    auto: bool = True
+    """By themselves, as soon as they may be."""
+    max_rate: Rate | None = None
+    """The largest funding rate per 24 h that is accepted, of either sign; unless given, ten times that which the
+    position was opened with, at least 0.001 and at most 0.005."""
+
+
 class RegtestTable(_Table):
     """What a regtest world says of itself in its ``world.toml``."""
 
@@ -267,6 +277,8 @@ class NodeConfig(_Table):
     fee_rate: FeeRateTable = FeeRateTable()
     abandon_after: Annotated[float, Field(ge=10, le=600)] = 600.0
     """Seconds after our signatures left; a lock that is in no mempool then is given up, its coins are spent back."""
+    cooperative_spend: bool = True
+    """Whether a published commit is spent together with the peer once the oracle spoke: neither waits for its lock."""
     log: LogTable = LogTable()
     genesis: Key = ""
     """The hash of the chain's first block; where it is given, it must be the network's."""
@@ -367,6 +379,9 @@ class TakerConfig(NodeConfig):
     ports = {"api": 9821}
 
     makers: PeerAddresses = ()
+    rollover: RolloverTable = RolloverTable()
+    close_band: Band = "0.001"
+    """The part of the price by which a close may be worse than the newest quote; the limit that is suggested."""
 
 
 class WorldConfig(_Table):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections import Counter
+from functools import partial
 
 import structlog
 import trio
 from attrs import define, field
+from bitcoin.core import CTransaction
 
 from node.config import MakerConfig
 from node.core import Core, build
@@ -16,28 +17,33 @@ from node.network.address import PeerAddress
 from node.network.connection import Connection
 from node.network.conversation import Host, answering, converse, speak
 from node.network.endpoint import ConnectionUp
-from node.network.errors import Refuse
+from node.network.room import Room
 from node.network.substream import Substream
 from node.offers import OfferBoard
 from node.oracle.client import OracleClient
+from node.position.state import Position
 from node.quoting import Quoting
+from node.rollover import RolloverNode
 from node.seams import MACHINE, Seams
+from node.settlement import SettlementNode
 from node.setup import Setup
 from node.supervision import Service
 from node.web.sockets import url_of
-from protocols import contract_setup, identify, offers
+from protocols import contract_setup, identify, offers, rollover, settlement
 from protocols.codec import Rejected
 from protocols.contract.terms import Role
 from protocols.contract_setup import Decide, FindOffer
 from protocols.dialogue import Dialogue
-from protocols.errors import LocalError, RemoteError, WorldError
+from protocols.errors import CodedError, LocalError, RemoteError, WorldError
 from protocols.identify import PeerRole
 from protocols.offers import NextOffers, Offer
+from protocols.settlement import CheckClose, DecideClose
 
-SETUPS_PER_PEER = 8
-"""That one taker may have under way at once."""
-SETUPS = 64
-"""That all takers together may."""
+SETUPS_PER_PEER, SETUPS = 8, 64
+"""That one taker may have under way at once, and all together: each may hold coins for minutes."""
+ROLLOVERS_PER_PEER, ROLLOVERS = 16, 256
+SETTLEMENTS_PER_PEER, SETTLEMENTS = 32, 256
+"""The same; these hold nothing."""
 
 log = structlog.get_logger("maker")
 
@@ -52,12 +58,16 @@ class Maker:
     desk: Desk
     quoting: Quoting
     listener: Service[tuple[str, int]] = field(init=False)
-    _setups: Counter[bytes] = field(init=False, factory=Counter)
-    """Under way, by peer."""
+    rollover: RolloverNode = field(init=False)
+    _settlement: SettlementNode = field(init=False)
+    _setups: Room = Factory(lambda: Room("setups", SETUPS_PER_PEER, SETUPS))
+    _rollovers: Room = Factory(lambda: Room("rollovers", ROLLOVERS_PER_PEER, ROLLOVERS))
+    _settlements: Room = Factory(lambda: Room("settlements", SETTLEMENTS_PER_PEER, SETTLEMENTS))
 
     @classmethod
     def build(cls, config: MakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Maker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
+        from node.web.close_api import maker_close_router
         from node.web.desk_api import desk_router
         from node.web.maker_api import maker_router
         from node.web.node_api import node_routers
@@ -68,7 +78,7 @@ class Maker:
             config,
             api_socket,
             PeerRole.MAKER,
-            lambda core: [*node_routers(core), maker_router(maker), desk_router(desk, policy)],
+            lambda core: [*node_routers(core), maker_router(maker), desk_router(desk, policy), maker_close_router()],
             seams,
         )
         desk = Desk(policy, core.feeds, core.clock, core.setup.entropy)
@@ -83,6 +93,8 @@ class Maker:
             entropy=core.setup.entropy,
         )
         maker = cls(core, config, board, desk, quoting)
+        maker.rollover = RolloverNode(core.setup, core.feeds)
+        maker._settlement = SettlementNode(core.setup, config.cooperative_spend)
         if any(feed.url is not None for feed in core.feeds.values()):
             core.supervisor.service("quoting", quoting.run)
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
@@ -106,6 +118,8 @@ class Maker:
             for path, handler in (
                 (offers.PROTOCOL.path, answering(offers.PROTOCOL, self._publish)),
                 (contract_setup.PROTOCOL.path, self._answer_order),
+                (rollover.PROTOCOL.path, self._answer_rollover),
+                (settlement.PROTOCOL.path, self._answer_settlement),
             ):
                 if path not in endpoint.paths:
                     endpoint.handle(path, handler)
@@ -146,15 +160,8 @@ class Maker:
     async def _answer_order(self, substream: Substream) -> None:
         """One setup, from its order to its end."""
         peer = substream.peer.key
-        if self._setups[peer] >= SETUPS_PER_PEER or self._setups.total() >= SETUPS:
-            raise Refuse(429, "too many setups at once", retry_after=60)  # each may hold coins for minutes
-        self._setups[peer] += 1
-        try:
+        with self._setups.taken(peer):
             await self._set_up(substream, peer)
-        finally:
-            self._setups[peer] -= 1
-            if not self._setups[peer]:
-                del self._setups[peer]
 
     async def _set_up(self, substream: Substream, peer: bytes) -> None:
         setup = Setup(peer)
@@ -177,6 +184,41 @@ class Maker:
         finally:
             if setup.order_id is not None:
                 self.desk.forget(setup.order_id)
+
+    async def _answer_rollover(self, substream: Substream) -> None:
+        """One rollover, begun or to be finished."""
+        peer = substream.peer.key
+        told = {"peer": substream.peer.short}
+        with self._rollovers.taken(peer), self.rollover.maker(peer, self.desk.decide_rollover) as (dialogue, host):
+            try:
+                plan = await converse(substream, rollover.PROTOCOL, dialogue, host)
+                log.info("rolled over", order=plan.order_id.hex(), contract=plan.index, **told)
+            except CodedError as error:
+                log.info("rollover ended", code=error.code, reason=error.sentence, **told)
+
+    async def _answer_settlement(self, substream: Substream) -> None:
+        """One close, or one cooperative spend."""
+        peer = substream.peer.key
+
+        def position(order_id: bytes) -> Position:
+            found = self._settlement.find(order_id, peer)
+            assert found is not None, "positions are never forgotten"
+            return found
+
+        async def decide(ask: DecideClose) -> Rejected | None:
+            return await self.desk.decide_close(position(ask.order_id), ask.price)
+
+        async def check(ask: CheckClose) -> None:
+            self.desk.check_close(position(ask.order_id), ask.price)
+
+        host = self._settlement.host(peer, {DecideClose: decide, CheckClose: check})
+        told = {"peer": substream.peer.short}
+        with self._settlements.taken(peer):
+            try:
+                raw = await converse(substream, settlement.PROTOCOL, settlement.maker(self.core.setup.entropy), host)
+                log.info("settlement signed", txid=CTransaction.deserialize(raw).GetTxid()[::-1].hex(), **told)
+            except CodedError as error:
+                log.info("settlement ended", code=error.code, reason=error.sentence, **told)
 
 
 async def run(config: MakerConfig, api_socket: socket.socket) -> None:

@@ -17,7 +17,11 @@ from node.network.connection import Connection
 from node.network.conversation import Host, speak
 from node.position.book import Positions
 from node.position.commands import place_order
+from node.rollover import RolloverNode
+from node.schedule import Schedule
 from node.seams import MACHINE, Seams
+from node.settlement import SettlementNode
+from node.settling import Proposed, Settler
 from node.setup import Setup
 from node.supervision import Service, leaves
 from node.web.sockets import url_of
@@ -55,23 +59,41 @@ class Taker:
     config: TakerConfig
     links: dict[bytes, Service[MakerLink]] = Factory(dict)
     """By the maker's identity."""
+    settler: Settler = field(init=False)
+    settlements: Service[trio.Nursery] = field(init=False)
+    connections: dict[bytes, Connection] = Factory(dict)
+    """To makers, by identity, from the moment that they said who they are."""
+    schedule: Schedule = field(init=False)
     _trades: Service[trio.Nursery] = field(init=False)
+    _rollovers: Service[trio.Nursery] = field(init=False)
 
     @classmethod
     def build(cls, config: TakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Taker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
+        from node.web.close_api import taker_close_router
         from node.web.node_api import node_routers
         from node.web.taker_api import taker_router
 
         taker: Taker
-        core = build(config, api_socket, PeerRole.TAKER, lambda core: [*node_routers(core), taker_router(taker)], seams)
+        core = build(
+            config,
+            api_socket,
+            PeerRole.TAKER,
+            lambda core: [*node_routers(core, taker.schedule.view), taker_router(taker), taker_close_router(taker)],
+            seams,
+        )
         taker = cls(core, config)
+        taker.schedule = Schedule(RolloverNode(core.setup, core.feeds), config.rollover, taker.connections.get)
         for text in config.makers:
             address = PeerAddress.parse(text)
             taker.links[address.peer.key] = core.supervisor.service(
                 f"maker-{address.peer.short}", partial(taker._keep_link, address), [core.endpoint]
             )
         taker._trades = core.supervisor.service("setups", _run_nursery, [core.positions])
+        taker._rollovers = core.supervisor.service("rollovers", taker.schedule.run, [core.positions])
+        settling = SettlementNode(core.setup, config.cooperative_spend)
+        taker.settler = Settler(settling, core.feeds, taker.links, config.close_band)
+        taker.settlements = core.supervisor.service("settlements", taker.settler.run, [core.positions])
         return taker
 
     # --- the link to a maker ------------------------------------------------------------------------------------------
@@ -95,6 +117,7 @@ class Taker:
                 fault = next((fault for fault in faults if not isinstance(fault, PeerGone)), faults[0])
                 raise _of_the_world(address, fault) from error
             finally:
+                self.connections.pop(address.peer.key, None)
                 with trio.move_on_after(1, shield=True):
                     await connection.aclose()
 
@@ -103,6 +126,8 @@ class Taker:
     ) -> None:
         identity = await speak(connection, identify.PROTOCOL, identify.opener(self.config.network), Host())
         link = MakerLink(address, connection, identity)
+        self.connections[address.peer.key] = connection
+        self.schedule.wake()
 
         async def arrived(ask: OffersArrived) -> None:
             first = link.offers_at == 0.0
@@ -134,6 +159,13 @@ class Taker:
 
     def _fresh(self, address: PeerAddress) -> None:
         self.links[address.peer.key].fresh()
+
+    # --- rollovers ----------------------------------------------------------------------------------------------------
+
+    def roll_over(self, order_id: bytes) -> None:
+        """Try now; what becomes of it is the position's. Raises NotFound, Conflict naming why not, or WorldError."""
+        with self._rollovers.lent() as nursery:
+            self.schedule.start(nursery, order_id)
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -177,6 +209,16 @@ class Taker:
                     if offer.id == offer_id:
                         return link, offer
         raise NotFound("no_such_offer", f"offer_id: no connected maker makes offer {offer_id.hex()}")
+
+    async def close(self, order_id: bytes, limit: str | None = None) -> Proposed:
+        """Propose a close; returns what at, once it is on record. What becomes of it is the position's.
+
+        Raises what `Settler.close` does, or WorldError when a service that is needed is away.
+        """
+        with self.settlements.lent() as nursery:
+            proposed: Proposed = await nursery.start(self.settler.close, order_id, limit)
+            return proposed
+        raise AssertionError("a recalled loan raises")
 
     async def _take(self, link: MakerLink, order: Order) -> None:
         setup = Setup(link.address.peer.key, order.order_id)
