@@ -191,8 +191,11 @@ class Desk:
 
         def accept(said: Said) -> Conditions:
             symbol = plan.terms.symbol
-            rate = said.funding_rate or self.rate(symbol, order.offer.funding_rate)
-            return Conditions(rate, said.price or middle(self._quote(symbol)))
+            rate, price = said.funding_rate, said.price
+            return Conditions(
+                self.rate(symbol, order.offer.funding_rate) if rate is None else rate,
+                middle(self._quote(symbol)) if price is None else price,
+            )
 
         if self.policy.accept_rollovers == "auto":
             try:

@@ -331,6 +331,7 @@ async def test_whoever_accepts_a_rollover_may_say_at_what(autojump_clock: Jumpin
         (Said(funding_rate="0.1"), Conflict, "no_quote"),
         (Said("0.0000000001", "54000"), FieldError, "funding_rate"),
         (Said("2", "54000"), FieldError, "funding_rate"),
+        (Said("", "54000"), FieldError, "funding_rate"),
         (Said("0.1", "0"), FieldError, "price"),
         (Said("0.1", "54000.123"), FieldError, "price"),
     ):
