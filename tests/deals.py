@@ -20,7 +20,7 @@ from protocols.contract.oracle import (
 )
 from protocols.contract.outcomes import Outcome
 from protocols.contract.scripts import p2tr
-from protocols.contract.terms import Role, Terms
+from protocols.contract.terms import SYMBOL, Role, Terms
 from protocols.contract.transactions import ContractPlan, Party
 
 ORDER_ID = bytes(range(16))
@@ -44,33 +44,34 @@ def p2tr_of(*name: object) -> bytes:
 ATTESTATION_SECRET, ANNOUNCEMENT_SECRET = digest("attestation key"), digest("announcement key")
 
 
-def _nonces(event: int) -> list[bytes]:
-    return [digest("nonce", event, index) for index in range(20)]
+def _nonces(event_id: str) -> list[bytes]:
+    return [digest("nonce", event_id, index) for index in range(20)]
 
 
 @lru_cache
-def announcement(event: int, scheme: Scheme = OLIVIA) -> Announcement:
+def announcement(event: int, scheme: Scheme = OLIVIA, symbol: str = SYMBOL) -> Announcement:
     """The announcement of the event `event` hours after the first."""
-    time = FIRST_EVENT + 3600 * event
+    event_id = scheme.event_id(symbol, FIRST_EVENT + 3600 * event)
     return parse_announcement(
-        scheme.announce(scheme.event_id("BTCUSD", time), _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET),
+        scheme.announce(event_id, _nonces(event_id), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET),
         announcement_key=x_only(ANNOUNCEMENT_SECRET),
         attestation_key=x_only(ATTESTATION_SECRET),
         scheme=scheme.name,
     )
 
 
-def attestation(event: int, price: int, scheme: Scheme = OLIVIA) -> Attestation:
-    body = scheme.attest(announcement(event, scheme).id, _nonces(event), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
-    attested = parse_attestation(body, announcement(event, scheme))
+def attestation(event: int, price: int, scheme: Scheme = OLIVIA, symbol: str = SYMBOL) -> Attestation:
+    announced = announcement(event, scheme, symbol)
+    body = scheme.attest(announced.id, _nonces(announced.id), ATTESTATION_SECRET, ANNOUNCEMENT_SECRET, price)
+    attested = parse_attestation(body, announced)
     assert attested is not None
     return attested
 
 
-def opening(outcome: Outcome, price: int | None = None, scheme: Scheme = OLIVIA) -> bytes:
+def opening(outcome: Outcome, price: int | None = None, scheme: Scheme = OLIVIA, symbol: str = SYMBOL) -> bytes:
     """The scalar that the oracle gives away for an outcome when it attests `price` (default: the outcome's lowest)."""
-    attested = attestation(outcome.event, outcome.low if price is None else price, scheme)
-    return opening_scalar(attested, announcement(outcome.event, scheme), outcome.digits)
+    attested = attestation(outcome.event, outcome.low if price is None else price, scheme, symbol)
+    return opening_scalar(attested, announcement(outcome.event, scheme, symbol), outcome.digits)
 
 
 @frozen
@@ -109,7 +110,7 @@ def deal(
     """A contract of one coin a side; `attempt` > 0 is a rollover of the same position."""
     keys = {role: keys_of(role, attempt) for role in Role}
     maker, taker = (Party(keys[role].points, (coins(role),), change(role), payout(role)) for role in Role)
-    announcements = tuple(announcement(event, scheme) for event in range(events))
+    announcements = tuple(announcement(event, scheme, terms.symbol) for event in range(events))
     return Deal(ContractPlan(ORDER_ID, attempt, terms, maker, taker, announcements), keys)
 
 

@@ -26,7 +26,7 @@ from protocols.settlement import (
 )
 from protocols.testing import End, Pair
 
-from .deals import attestation, deal, digest
+from .deals import Deal, attestation, deal, digest
 from .opened import PRICE, TERMS
 
 DEAL = deal(TERMS)
@@ -45,6 +45,8 @@ class Trader:
     facts: list[Fact] = field(factory=list)
     drawn: list[bytes] = field(factory=list)
     _draws: count[int] = field(factory=count)
+    deal: Deal = DEAL
+    attested: tuple[Attestation | None, ...] = ATTESTED
 
     def entropy(self, size: int) -> bytes:
         self.drawn.append(digest("entropy", self.role, next(self._draws)))
@@ -64,18 +66,18 @@ class Trader:
 
     @property
     def contract(self) -> Contract:
-        return Contract(PLAN, DEAL.keys[self.role].fund, self.closing)
+        return Contract(self.deal.plan, self.deal.keys[self.role].fund, self.closing)
 
     def answers(self) -> dict[Any, Callable[[Any], Any]]:
         """What this node says to each question, if all is well."""
+        plan = self.deal.plan
+        published = plan.order_id, transactions_of(plan).commit_txid
         return {
-            FindContract: lambda ask: self.contract if ask.order_id == PLAN.order_id else None,
-            FindPublished: lambda ask: (
-                self.contract if (ask.order_id, ask.commit_txid) == (PLAN.order_id, TRANSACTIONS.commit_txid) else None
-            ),
+            FindContract: lambda ask: self.contract if ask.order_id == plan.order_id else None,
+            FindPublished: lambda ask: self.contract if (ask.order_id, ask.commit_txid) == published else None,
             DecideClose: lambda _: None,
             CheckClose: lambda _: None,
-            FetchAttestations: lambda _: ATTESTED,
+            FetchAttestations: lambda _: self.attested,
         }
 
 

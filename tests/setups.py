@@ -53,8 +53,9 @@ def x_only(private: bytes) -> bytes:
 ORACLE = OracleKeys(OLIVIA.name, x_only(ANNOUNCEMENT_SECRET), x_only(ATTESTATION_SECRET))
 
 
-def nonces(event: str) -> list[bytes]:
-    return [secret("nonce", event, digit) for digit in range(20)]
+def nonces(event_id: str) -> list[bytes]:
+    _, time = OLIVIA.parse_event(event_id)
+    return [secret("nonce", time, digit) for digit in range(20)]
 
 
 @lru_cache(maxsize=256)
