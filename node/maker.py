@@ -60,9 +60,9 @@ class Maker:
     listener: Service[tuple[str, int]] = field(init=False)
     rollover: RolloverNode = field(init=False)
     _settlement: SettlementNode = field(init=False)
-    _setups: Room = Factory(lambda: Room("setups", SETUPS_PER_PEER, SETUPS))
-    _rollovers: Room = Factory(lambda: Room("rollovers", ROLLOVERS_PER_PEER, ROLLOVERS))
-    _settlements: Room = Factory(lambda: Room("settlements", SETTLEMENTS_PER_PEER, SETTLEMENTS))
+    _setups: Room = field(init=False, factory=partial(Room, "setups", SETUPS_PER_PEER, SETUPS))
+    _rollovers: Room = field(init=False, factory=partial(Room, "rollovers", ROLLOVERS_PER_PEER, ROLLOVERS))
+    _settlements: Room = field(init=False, factory=partial(Room, "settlements", SETTLEMENTS_PER_PEER, SETTLEMENTS))
 
     @classmethod
     def build(cls, config: MakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Maker:
