@@ -224,12 +224,19 @@ def force_close(
     data: Annotated[Path, typer.Option(help="Data directory of a node that runs on this machine.")],
 ) -> None:
     """Close a position without the peer: publish its commit now; the oracle's price settles at expiry."""
-    if re.fullmatch(r"[0-9a-f]{32}", order_id) is None:
-        raise LocalError("bad_order_id", f"order id {order_id[:80]!r} is not 32 hex digits in lower case")
-    url = _contents(files.url_file(data), "is the node running?")
-    token = _contents(files.token_file(data), "the node writes it on its first start")
-    position = _ask("POST", url, f"/api/v1/positions/{order_id}/force-close", token)
+    position = _post(data, order_id, "force-close")
     typer.echo(f"{position['state']}: the commit is {position['contract']['commit_txid']}")
+
+
+@app.command("rollover")
+def roll_over(
+    order_id: Annotated[str, typer.Argument(help="The position's order id, 32 hex digits.")],
+    *,
+    data: Annotated[Path, typer.Option(help="Data directory of a taker that runs on this machine.")],
+) -> None:
+    """Roll a position over now: a contract with the same maker that expires later. The taker does so by itself, too."""
+    _post(data, order_id, "rollover")
+    typer.echo("the maker is asked; the position tells what becomes of it")
 
 
 @seed_app.command("new")
@@ -337,6 +344,15 @@ def _contents(path: Path, hint: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         raise LocalError("no_node", f"{path}: {reason}; {hint}") from None
+
+
+def _post(data: Path, order_id: str, action: str) -> Any:
+    """What the node that runs on `data` answers to an action on a position."""
+    if re.fullmatch(r"[0-9a-f]{32}", order_id) is None:
+        raise LocalError("bad_order_id", f"order id {order_id[:80]!r} is not 32 hex digits in lower case")
+    url = _contents(files.url_file(data), "is the node running?")
+    token = _contents(files.token_file(data), "the node writes it on its first start")
+    return _ask("POST", url, f"/api/v1/positions/{order_id}/{action}", token)
 
 
 def _ask(method: str, url: str, path: str, token: str) -> Any:

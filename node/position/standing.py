@@ -24,7 +24,7 @@ def in_question(position: Position, index: int) -> bool:
     """Whether contract `index` is complete and either stands or is the one before that, whose rollover the peer may
     have to finish."""
     contract = position.contract
-    return contract is not None and 0 <= index and index in (contract.index, contract.index - 1)
+    return contract is not None and index >= 0 and index in (contract.index, contract.index - 1)
 
 
 def following(position: Position, index: int) -> Attempt | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -21,21 +22,26 @@ from node.web.views import position_view, quote_view
 HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
 
 
-def node_routers(core: Core) -> list[APIRouter]:
-    """The routes that makers and takers share."""
+Rollover = Callable[[Position], dict[str, Any]]
+
+
+def node_routers(core: Core, rollover: Rollover | None = None) -> list[APIRouter]:
+    """The routes that makers and takers share; `rollover` says of a position when it will be rolled over."""
     warnings = [warning] if (warning := NETWORKS[core.config.network].warning) else []
     return [
         health_router(core.supervisor, core.clock, warnings=warnings),
         oracle_router(core),
-        _node_router(core),
+        _node_router(core, rollover),
     ]
 
 
-def _node_router(core: Core) -> APIRouter:
+def _node_router(core: Core, rollover: Rollover | None) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
 
     def shown(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
         view = position_view(position, broadcasts)
+        if rollover is not None and view["rollover"] is not None:
+            view["rollover"] |= rollover(position)
         return {**view, "oracle_contradicted": oracle_contradicted(core, position)}
 
     @router.get("/node")

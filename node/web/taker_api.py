@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.taker import Taker
+from node.web.node_api import HexId
 from node.web.views import offer_view
 
 
@@ -61,6 +62,12 @@ def taker_router(taker: Taker) -> APIRouter:
                         for offer in link.offers
                     ]
         return views
+
+    @router.post("/positions/{order_id}/rollover", status_code=202)
+    async def roll_over(order_id: HexId) -> dict[str, Any]:
+        """Roll a position over now, or finish a rollover. What becomes of it is the position's `rollover`."""
+        taker.roll_over(bytes.fromhex(order_id))
+        return {"order_id": order_id, "position": f"/api/v1/positions/{order_id}"}
 
     @router.post("/orders", status_code=202)
     async def place(order: OrderIn) -> dict[str, Any]:
