@@ -128,6 +128,11 @@ class LockKeeper:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         kept: set[bytes] = set()
+
+        async def keep(positions: Positions, order_id: bytes) -> None:
+            await self._wait(positions, order_id)
+            kept.remove(order_id)  # a reorganisation may take the lock back
+
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
@@ -135,7 +140,7 @@ class LockKeeper:
                     for position in positions.all():
                         if position.id not in kept and position.state in OUT:
                             kept.add(position.id)
-                            nursery.start_soon(self._wait, positions, position.id)
+                            nursery.start_soon(keep, positions, position.id)
 
     async def _wait(self, positions: Positions, order_id: bytes) -> None:
         since = trio.current_time()

@@ -89,10 +89,13 @@ def _completed(position: Position, raw: bytes | None) -> list[Event]:
 
 
 def check_spendable(position: Position) -> Attempt:
-    """The contract whose commit is out, and may be spent together. Raises `RefusedCommand`."""
+    """The contract whose commit is confirmed, and may be spent together. Raises `RefusedCommand`.
+
+    One that is only in a mempool can leave it again, be revoked, and come back together with what spends it.
+    """
     seen = position.commit_seen
-    if seen is None or position.lock is None or position.ended:
-        raise refuse(position, "no_commit_out", "no commit is out")
+    if seen is None or position.commit is None or position.ended:
+        raise refuse(position, "no_commit_out", "no commit is confirmed")
     if position.cheated:
         raise refuse(position, "revoked", "the commit that is out is revoked")
     return position.attempts[seen.index]

@@ -14,7 +14,8 @@ from node.chain.monitor import Monitor
 from node.clock import Clock
 from node.health import UNREPORTED, Report
 from node.position.book import Positions
-from node.position.commands import force_close
+from node.position.commands import Command, force_close
+from node.position.events import Event
 from node.position.state import Position, State, watched_scripts
 from node.supervision import Service
 from protocols.errors import LocalError
@@ -33,7 +34,11 @@ _log = structlog.get_logger(__name__)
 
 @frozen
 class DeadlineKeeper:
-    """A service: looks every 30 s, since the wall clock may be set."""
+    """A service: looks every 30 s, since the wall clock may be set.
+
+    At the first look that shows something it publishes nothing: what was half done when the node went down is resumed
+    by others first, if the peer is there.
+    """
 
     positions: Service[Positions]
     monitor: Monitor
@@ -41,41 +46,72 @@ class DeadlineKeeper:
     report: Report = UNREPORTED
     close_within: float = CLOSE_WITHIN
     roll_within: float = ROLL_WITHIN
+    every: float = LOOK_EVERY
+    """Seconds between two looks."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        half_done: dict[tuple[bytes, int], float] = {}
+        """By position and its last attempt: since when it was seen so, by trio's clock. The wall clock may be set back,
+        by years."""
         with self.positions.lent() as positions:
             task_status.started()
             while True:
-                for position in positions.all():
-                    try:
-                        if (reason := self._overdue(position)) or (reason := await self._unclosed(position)):
-                            await positions.execute(position.id, force_close(reason))
-                            _log.warning("publishing the commit", order=position.id.hex(), reason=reason)
-                    except LocalError as error:
-                        self.report.degraded(f"position {position.id.hex()}: {error.sentence}")
-                await trio.sleep(LOOK_EVERY)
+                now, problems = trio.current_time(), list[str]()
+                live = {(each.id, len(each.attempts)): each for each in positions.all() if _half_done(each)}
+                half_done = {key: half_done.get(key, now) for key in live}
+                async with trio.open_nursery() as nursery:
+                    for key, position in live.items():
+                        nursery.start_soon(self._look, positions, position, now - half_done[key], problems)
+                if problems:
+                    self.report.degraded("; ".join(sorted(problems)))
+                else:
+                    self.report.recovered()
+                await trio.sleep(self.every)
 
-    def _overdue(self, position: Position) -> str | None:
+    async def _look(self, positions: Positions, position: Position, waited: float, problems: list[str]) -> None:
+        try:
+            closing = position.state is State.CLOSING
+            reason = await self._unclosed(position, waited) if closing else self._overdue(position, waited)
+            if reason is not None and waited > 0:
+                after = await positions.execute(position.id, _publish(position, reason))
+                if after.publishing is not None:
+                    _log.warning("publishing the commit", order=position.id.hex(), reason=reason)
+        except LocalError as error:
+            problems.append(f"position {position.id.hex()}: {error.sentence}")
+
+    def _overdue(self, position: Position, waited: float) -> str | None:
         """Why the commit must go out for a rollover's sake."""
-        if position.state is not State.ROLLING_OVER or position.recovered:
-            return None
         following = position.attempts[-1]
-        if self.clock.now() - following.held_at >= self.roll_within:
+        if max(self.clock.now() - following.held_at, waited) >= self.roll_within:
             return f"the rollover to contract {following.index} was not finished within {self.roll_within:g} s"
         expiry = position.plan(following.index - 1).announcements[-1].time
         if self.clock.calendar() >= expiry - BEFORE_EXPIRY:
             return f"the rollover to contract {following.index} was not finished {BEFORE_EXPIRY} s before expiry"
         return None
 
-    async def _unclosed(self, position: Position) -> str | None:
+    async def _unclosed(self, position: Position, waited: float) -> str | None:
         """Why the commit must go out for a close's sake."""
-        if position.state is not State.CLOSING or position.publishing is not None or position.recovered:
-            return None
-        if self.clock.now() - position.closing_since < self.close_within:
-            return None
         assert position.lock is not None
-        with self.monitor.follow(watched_scripts(position)) as views:
-            view = await anext(views)
-        if view.spender(position.lock.txid, 0) is not None:
+        if max(self.clock.now() - position.closing_since, waited) < self.close_within:
             return None
-        return f"nothing spent the lock within {self.close_within:g} s after our signature of the close"
+        with trio.move_on_after(self.every), self.monitor.follow(watched_scripts(position)) as views:
+            view = await anext(views)
+            if view.spender(position.lock.txid, 0) is None:
+                return f"nothing spent the lock within {self.close_within:g} s after our signature of the close"
+        return None  # also while the chain cannot be looked at: a commit would not reach it either
+
+
+def _half_done(position: Position) -> bool:
+    if position.publishing is not None or position.recovered:
+        return False
+    return position.state in (State.CLOSING, State.ROLLING_OVER)
+
+
+def _publish(seen: Position, reason: str) -> Command:
+    """Unless it went on since it was seen."""
+
+    def decide(position: Position) -> list[Event]:
+        unchanged = (position.state, position.attempts) == (seen.state, seen.attempts)
+        return force_close(reason)(position) if unchanged else []
+
+    return decide

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bitcoin.core import CTransaction
+
 from node.position.state import Position
 from protocols.contract.oracle import opening_scalar, parse_attestation
 from protocols.contract.outcomes import covering
@@ -16,7 +18,8 @@ from protocols.contract.terms import Role
 
 
 def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[bytes, bytes]:
-    """Transactions by id, parents before children, each complete; empty when nothing is to be broadcast.
+    """Transactions by id, parents before children, each complete; empty when nothing is to be broadcast. What punishes
+    is told by `punishment`.
 
     `seed` is the node's 64-byte seed, `signatures` the peer's of the present contract. Some may exclude each other, as
     a close and a commit do: whichever the chain takes.
@@ -26,26 +29,37 @@ def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[
     if position.lock is None:
         return _lock(position)
     wanted: dict[bytes, bytes] = {}
-    seen = position.commit_seen
     if position.commit is None:
         if position.closing is not None and position.close_raw is not None:
             wanted[position.closing.txid] = position.close_raw
         if position.publishing is not None:
             txid, raw = _commit(position, position.publishing.index, seed)
             wanted[txid] = raw
-        elif position.cheated and seen is not None:
-            wanted[seen.txid] = seen.raw
-    if position.cheated:
-        if position.punish is not None:
-            wanted[position.punish.txid] = position.punish.raw
         return wanted
-    if position.commit is None:
+    if position.cheated:
         return wanted
     if position.spend is not None and position.spend_raw is not None:
         wanted[position.spend.txid] = position.spend_raw
     if signatures is not None:
         wanted |= _claim(position, seed, signatures)
     return wanted
+
+
+def punishment(position: Position) -> dict[bytes, bytes]:
+    """What takes everything in a revoked commit, and before it the commit itself while it is in no block: a child may
+    bring it in. Transactions by id, to be handed in together."""
+    seen, signed = position.commit_seen, position.punish
+    if seen is None or not position.cheated or position.ended:
+        return {}
+    wanted = {seen.txid: seen.raw} if position.commit is None else {}
+    if signed is not None and spends(signed.raw, seen.txid):
+        wanted[signed.txid] = signed.raw
+    return wanted
+
+
+def spends(raw: bytes, txid: bytes) -> bool:
+    """Whether a transaction's first input is an output of that one."""
+    return bytes(CTransaction.deserialize(raw).vin[0].prevout.hash) == txid
 
 
 def needs_signatures(position: Position) -> bool:

@@ -61,6 +61,10 @@ from node.position.events import (
 )
 from node.position.state import Attempt, Ending, EndingKind, Placed, Position
 
+MOST_BEGUN = 32
+"""Attempts of one rollover that are kept while they bind nobody; each is some 30 kB of a maker's memory. One that falls
+out can no more be signed by us; and a peer that begins others has signed none of them itself."""
+
 _PUBLISHED: dict[type[Published], EndingKind] = {
     CetPublished: EndingKind.CET,
     RefundPublished: EndingKind.REFUND,
@@ -120,7 +124,8 @@ def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
             sentence = "the lock never reached the chain; its coins were spent back"
             return attrs.evolve(change, spent_back=Placed(txid, height, block), refusal=("lock_abandoned", sentence))
         case LockConfirmed(txid, height, block):
-            return attrs.evolve(change, lock=Placed(txid, height, block))
+            # what spends it could not be in a mempool before
+            return attrs.evolve(change, lock=Placed(txid, height, block), closing_since=at)
         case ConfirmationLost(txid):
             return _unconfirmed(position, change, txid, at)
         case Buried():
@@ -165,7 +170,7 @@ def _unconfirmed(position: Position, change: Position, txid: bytes, at: float) -
         return attrs.evolve(
             change, commit=None, ending=ending, cet_timelock_expired=False, refund_timelock_expired=False
         )
-    return attrs.evolve(change, ending=ending)
+    return attrs.evolve(change, ending=ending, closing_since=at)
 
 
 def _rolled(
@@ -186,7 +191,7 @@ def _rolled(
             if event.following and last and event.following.announcements == last.announcements:
                 # one copy of what many attempts have in common
                 event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=last.announcements))
-            return attrs.evolve(change, begun=(*position.begun, event), rollover_refusal=None)
+            return attrs.evolve(change, begun=(*position.begun, event)[-MOST_BEGUN:], rollover_refusal=None)
         case RolloverHeld(index, own, following, commit_signature, commit_txid):
             begun = next((each for each in position.begun if each.own == own), None)
             following = following if begun is None else following or begun.following

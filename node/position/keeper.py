@@ -6,6 +6,8 @@ the same again, and every command that they give may be repeated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 import trio
 from attrs import Factory, define, field, frozen
@@ -18,7 +20,7 @@ from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LOOK_EVERY
 from node.position.book import Positions
 from node.position.commands import attest
-from node.position.due import due, needs_signatures
+from node.position.due import due, needs_signatures, punishment
 from node.position.observing import observe
 from node.position.state import Position, State, watched_scripts
 from node.supervision import Service
@@ -64,7 +66,7 @@ class ChainKeeper:
                             continue
                         kept.add(position.id)
                         if position.over:
-                            self.broadcaster.keep(position.id, {})  # what an earlier life left there
+                            self._hand_over(position.id, {}, {})  # what an earlier life left there
                         else:
                             nursery.start_soon(self._keep, positions, _Kept(position.id))
 
@@ -127,7 +129,11 @@ class ChainKeeper:
             except LocalError as error:
                 self._cannot_keep(position.id, error)
             else:
-                self.broadcaster.keep(position.id, wanted)
+                self._hand_over(position.id, wanted, punishment(position))
+
+    def _hand_over(self, order_id: bytes, wanted: Mapping[bytes, bytes], punishing: Mapping[bytes, bytes]) -> None:
+        self.broadcaster.keep(order_id, wanted)
+        self.broadcaster.keep(b"punishment of " + order_id, punishing, package=len(punishing) > 1)
 
     def _too_late(self, position: Position, kept: _Kept) -> bool:
         """Whether the lock is about to be given up: the peer may choose by now whether it wants the old price."""

@@ -46,8 +46,8 @@ ABANDONED_CONFIRMATIONS = 6
 """Confirmations of what was spent back after which the lock is impossible."""
 ENDING_CONFIRMATIONS = 3
 """Confirmations after which what ends a position is final."""
-BURIED_CONFIRMATIONS = 100
-"""Confirmations after which no reorganisation is reckoned with any more."""
+BURIED_CONFIRMATIONS = 101
+"""Confirmations after which nothing is watched any more: a reorganisation of 100 blocks does not take it back."""
 
 _ENDINGS: dict[EndingKind, tuple[type[Published], type[Confirmed]]] = {
     EndingKind.CET: (CetPublished, CetConfirmed),
@@ -148,12 +148,12 @@ def _observe_spender(position: Position, view: View) -> list[Event]:
     events: list[Event] = []
     if seen is not None and attempt is not None:
         events += _observe_commit(position, view, attempt, seen)
-    known = position.commit_seen
-    if known is not None and position.commit is None and position.publishing is None and seen is None:
+    if seen is None and position.commit_seen is not None and not position.cheated and not position.recovered:
         contract = position.contract
-        if contract is not None and known.index == contract.index and not position.recovered:
-            # the peer's, and it may not bring it back: without it there is neither CET nor refund
-            events.append(CommitPublishing(known.index, "the peer's commit is in no mempool and no block any more"))
+        if contract is not None and position.publishing is None:
+            # the peer may not bring its own back, nothing can be agreed on any more, and without a commit there is
+            # neither CET nor refund; ours may be that of the contract before or after
+            events.append(CommitPublishing(contract.index, "the peer's commit is in no mempool and no block any more"))
     return events
 
 
@@ -207,7 +207,9 @@ def _observe_ending(position: Position, view: View) -> list[Event]:
         return []
     sequence = seen.tx.vin[0].nSequence
     if sequence == FINAL:
-        kind = EndingKind.PUNISH if position.cheated else EndingKind.SPEND
+        # of a commit that its publisher revoked only later, a spend may have been signed
+        together = position.spend is not None and position.spend.txid == seen.txid
+        kind = EndingKind.PUNISH if position.cheated and not together else EndingKind.SPEND
     else:
         refund = sequence == position.plan().terms.timelocks.refund
         kind = EndingKind.REFUND if refund else EndingKind.CET

@@ -17,10 +17,11 @@ from node.chain.electrum import ElectrumClient
 from node.health import UNREPORTED, Report
 from node.position.book import Positions
 from node.position.closing import punish
+from node.position.due import spends
 from node.position.state import Position
 from node.supervision import Service
 from protocols.contract import signing
-from protocols.contract.funding import PUNISH_BASE_VSIZE, output_vsize
+from protocols.contract.funding import COMMIT_VSIZE, PUNISH_BASE_VSIZE, output_vsize
 from protocols.contract.numbers import DUST
 from protocols.contract.transactions import txid
 from protocols.errors import LocalError, WorldError
@@ -35,15 +36,17 @@ _log = structlog.get_logger(__name__)
 
 def punish_fee(position: Position, estimate: int, tip: int) -> int:
     """What punishing pays at this tip, in satoshis: the estimate (sat/vB) until half of the lock is over, and from
-    there on a share of all that is at stake, which is the whole of it in the lock's last block."""
-    transactions = position.transactions()
-    script = transactions.plan.party(position.role).payout_script
-    size = PUNISH_BASE_VSIZE + output_vsize(script)
+    there on a share of all that is at stake, which is the whole of it when the lock is over. While the commit is in no
+    block, it also pays what that lacks."""
+    transactions, size = position.transactions(), _size(position)
     lock = transactions.plan.terms.timelocks.liquidation
-    passed = 0 if position.commit is None else tip - position.commit.height + 1
     most = transactions.commit_value - DUST
+    if position.commit is None:
+        passed, lacking = 0, max(estimate - transactions.plan.terms.fee_rate, 0) * COMMIT_VSIZE
+    else:
+        passed, lacking = tip - position.commit.height + 1, 0
     share = min(max(2 * passed - lock, 0), lock)
-    return min(max(estimate * size, most * share // lock), most, HIGHEST_RATE * size)
+    return min(max(estimate * size + lacking, most * share // lock), most, HIGHEST_RATE * size)
 
 
 @frozen
@@ -95,7 +98,8 @@ class Punisher:
 
     async def _punish(self, positions: Positions, position: Position, tip: int) -> None:
         fee, known = punish_fee(position, await self.fee_rate(), tip), position.punish
-        if known is not None:
+        seen = position.commit_seen
+        if known is not None and seen is not None and spends(known.raw, seen.txid):  # of several the latest is out
             before = _fee(position, known.raw)
             if fee < before + _size(position):  # a replacement pays for its own relay besides (BIP125, rule 4)
                 return

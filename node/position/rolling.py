@@ -50,8 +50,6 @@ def begin_rollover(fact: rollover.RolloverBegun, peer: bytes) -> Command:
             raise refuse(position, "unfinished_rollover", "the last rollover must be finished first")
         if fact.index != contract.index + 1:
             raise refuse(position, "no_such_contract", f"contract {contract.index} stands, not {fact.index - 1}")
-        if len(position.begun) >= MOST_BEGUN:
-            raise refuse(position, "too_many_attempts", f"{MOST_BEGUN} rollovers of it were begun and not gone on with")
         following = None
         if fact.next is not None:
             following = _following(position, fact.next)
@@ -114,6 +112,8 @@ def revoke(fact: rollover.RevocationLeaves, peer: bytes) -> Command:
             raise refuse(position, "already_revoked", f"contract {fact.index} is revoked")
         if position.publishing is not None and position.publishing.index <= fact.index:
             raise refuse(position, "commit_out", "we publish it ourselves")
+        if position.recovered:
+            raise refuse(position, "recovered", "we may have published it since this record was made")
         return [Revoking(fact.index)]
 
     return decide
@@ -127,6 +127,9 @@ def hold_revocation(fact: rollover.RevocationHeld, peer: bytes) -> Command:
             raise refuse(position, "not_superseded", f"contract {fact.index} has no successor")
         if len(position.peer_secrets) != fact.index:
             raise refuse(position, "already_revoked", f"a revocation of contract {fact.index} is not expected")
+        if position.own_revoked <= fact.index:
+            # ours leaves first: so a commit that the peer revoked is never one that we published
+            raise refuse(position, "not_revoked", f"our own revocation of contract {fact.index} has not left")
         events: list[Event] = [RevocationReceived(fact.index, fact.secret)]
         seen = position.commit_seen
         if seen is not None and seen.index == fact.index:

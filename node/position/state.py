@@ -168,7 +168,8 @@ class Position:
     closing: CloseSigned | None = None
     close_raw: bytes | None = field(default=None, repr=False)
     closing_since: float = field(default=0.0, eq=False)
-    """When our signature of the close counted as left, seconds since 1970."""
+    """When our signature of the close counted as left, or a reorganisation took the close or the lock back, seconds
+    since 1970."""
     close_refusal: tuple[str, str] | None = None
     """Why the last close did not come about."""
 
@@ -228,7 +229,7 @@ class Position:
         """Whether our commit signature left for a contract that does not stand alone yet: it must be finished."""
         if not self.attempts:
             return False
-        return self.attempts[-1].index > min(self.own_revoked, len(self.peer_secrets))
+        return self.attempts[-1].index > len(self.peer_secrets)  # whose revocation comes after ours
 
     @property
     def attested(self) -> PriceAttested | None:
@@ -241,7 +242,7 @@ class Position:
 
     @property
     def cheated(self) -> bool:
-        """Whether the commit that is out was revoked by the peer."""
+        """Whether the commit that is out was revoked by the peer; then it is the peer's, as ours is revoked too."""
         return self.commit_seen is not None and self.commit_seen.index < len(self.peer_secrets)
 
     @property
