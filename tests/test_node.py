@@ -392,6 +392,15 @@ async def test_what_the_maker_does_not_take_is_refused_with_its_reason(tmp_path:
         assert view["refusal"]["code"] == "max_exposure"
         assert (await this.maker.get("/maker"))["exposure"]["BTCUSD"] == -1_000
 
+        this.world.world.market.override = "50600"  # of which 50 000 is less than 99 %
+        feed = this.maker.core.feeds["BTCUSD"]
+        await until(lambda: feed.quote is not None and feed.quote.bid == "50600")
+        view = await this.taker.comes_to(await this.order(quantity=500), "rejected", "opening")
+        assert view["refusal"]["code"] == "price_moved"
+        await this.maker.http.patch("/policy", json={"price_band": "0.02"})
+        view = await this.taker.comes_to(await this.order(quantity=5_000), "rejected", "opening")
+        assert view["refusal"]["code"] == "max_exposure"
+
         gone = this.offer["id"]
         answer = await this.maker.http.delete(f"/offers/{gone}")
         assert answer.status_code == 200
