@@ -12,12 +12,13 @@ from attrs import evolve, field, frozen
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protocols import contract_setup, identify, offers, ping
+from protocols import contract_setup, identify, offers, ping, positions
 from protocols.codec import Codec, Message, Protocol, Rejected, exactly, printable, wire_name
 from protocols.errors import LocalError, RemoteProtocolError
 from protocols.identify import Identity
 from protocols.offers import Offers
 from protocols.ping import Ping
+from protocols.positions import PositionState, PositionStates
 from tests.setups import OFFER
 
 
@@ -254,10 +255,11 @@ def test_any_text_is_made_fit_for_a_rejection(text: str) -> None:
         assert shown == text
 
 
-PROTOCOLS = [ping.PROTOCOL, identify.PROTOCOL, offers.PROTOCOL, contract_setup.PROTOCOL]
+PROTOCOLS = [ping.PROTOCOL, identify.PROTOCOL, offers.PROTOCOL, contract_setup.PROTOCOL, positions.PROTOCOL]
 VALID = [
     ping.PROTOCOL.codec.encode(Ping(bytes(32))),
     offers.PROTOCOL.codec.encode(Offers(1, (OFFER,))),
+    positions.PROTOCOL.codec.encode(PositionStates((PositionState(bytes(16), 1, bytes(32), 1, 1),), last=True)),
     identify.PROTOCOL.codec.encode(Identity("a", "1", ("/cfd/ping/1",), "regtest", identify.PeerRole.MAKER)),
 ]
 

@@ -22,6 +22,7 @@ from protocols.contract_setup import Accepted, Input, MakerContract, MakerLock, 
 from protocols.identify import Identity, PeerRole
 from protocols.offers import Offers
 from protocols.ping import Ping, Pong
+from protocols.positions import PositionState, PositionStates, Proof, Proofs
 from protocols.rollover import MakerCommit, ProposeRollover, Revocation, RolloverTerms, TakerSignatures
 from protocols.settlement import AcceptClose, AcceptSpend, MakerPartial, ProposeClose, ProposeSpend, TakerPartial
 from protocols.testing import Pair
@@ -100,6 +101,8 @@ EXAMPLES: list[Message] = [
     MakerPartial(some(32, 7)),
     ProposeSpend(some(16), some(32, 8), "/x/BitMEX/BXBT/2026-11-01T22:00:00.price?n=20", some(64, 9)),
     AcceptSpend(some(64, 10)),
+    PositionStates((PositionState(some(16), 0, b"", 0, 0), PositionState(some(16, 1), 7, some(32), 8, 7)), last=True),
+    Proofs((Proof(some(16), 7, some(107, 1), some(65, 2), b"\x02" + some(32, 3)),), last=False),
 ]
 REJECTED = Rejected("bad_quantity", "quantity is 150, allowed is a multiple of 100 from 100 to 10000 — or more")
 
