@@ -27,9 +27,10 @@ from node.rollover import RolloverNode
 from node.seams import MACHINE, Seams
 from node.settlement import SettlementNode
 from node.setup import Setup
+from node.shared import SharedNode
 from node.supervision import Service
 from node.web.sockets import url_of
-from protocols import contract_setup, identify, offers, rollover, settlement
+from protocols import contract_setup, identify, offers, positions, rollover, settlement
 from protocols.codec import Rejected
 from protocols.contract.terms import Role
 from protocols.contract_setup import Decide, FindOffer
@@ -41,6 +42,7 @@ from protocols.settlement import CheckClose, DecideClose
 
 SETUPS_PER_PEER, SETUPS = 8, 64
 """That one taker may have under way at once, and all together: each may hold coins for minutes."""
+GREETINGS_PER_PEER, GREETINGS = 2, 256
 ROLLOVERS_PER_PEER, ROLLOVERS = 16, 256
 SETTLEMENTS_PER_PEER, SETTLEMENTS = 32, 256
 """The same; these hold nothing."""
@@ -61,6 +63,7 @@ class Maker:
     rollover: RolloverNode = field(init=False)
     _settlement: SettlementNode = field(init=False)
     _setups: Room = field(init=False, factory=partial(Room, "setups", SETUPS_PER_PEER, SETUPS))
+    _greetings: Room = field(init=False, factory=partial(Room, "greetings", GREETINGS_PER_PEER, GREETINGS))
     _rollovers: Room = field(init=False, factory=partial(Room, "rollovers", ROLLOVERS_PER_PEER, ROLLOVERS))
     _settlements: Room = field(init=False, factory=partial(Room, "settlements", SETTLEMENTS_PER_PEER, SETTLEMENTS))
 
@@ -117,6 +120,7 @@ class Maker:
         with self.core.endpoint.lent() as endpoint:
             for path, handler in (
                 (offers.PROTOCOL.path, answering(offers.PROTOCOL, self._publish)),
+                (positions.PROTOCOL.path, self._compare),
                 (contract_setup.PROTOCOL.path, self._answer_order),
                 (rollover.PROTOCOL.path, self._answer_rollover),
                 (settlement.PROTOCOL.path, self._answer_settlement),
@@ -156,6 +160,16 @@ class Maker:
             return await self.board.next_set(ask.last)
 
         return offers.maker(), Host(answers={NextOffers: next_offers})
+
+    async def _compare(self, substream: Substream) -> None:
+        """The positions that a taker has with us, first thing on its connection."""
+        peer, told = substream.peer.key, {"peer": substream.peer.short}
+        with self._greetings.taken(peer):
+            try:
+                host = SharedNode(self.core.setup).host(peer)
+                await converse(substream, positions.PROTOCOL, positions.maker(), host)
+            except CodedError as error:
+                log.info("positions not compared", code=error.code, reason=error.sentence, **told)
 
     async def _answer_order(self, substream: Substream) -> None:
         """One setup, from its order to its end."""

@@ -103,6 +103,8 @@ class Schedule:
         if connection is None or self.node.under_way(position.id):
             return None
         if position.state is State.ROLLING_OVER:
+            if position.recovered:
+                return None
             if last is None or last.connection is not connection:
                 return 0
             return last.at + self.finish_every - self._clock.now()

@@ -23,9 +23,10 @@ from node.seams import MACHINE, Seams
 from node.settlement import SettlementNode
 from node.settling import Proposed, Settler
 from node.setup import Setup
+from node.shared import SharedNode
 from node.supervision import Service, leaves
 from node.web.sockets import url_of
-from protocols import contract_setup, identify, offers, ping
+from protocols import contract_setup, identify, offers, ping, positions
 from protocols.contract.numbers import BadNumber, parse_tolerance
 from protocols.contract.terms import TOLERANCE_FAR, TOLERANCE_NEAR, Role
 from protocols.contract_setup import Order
@@ -126,6 +127,7 @@ class Taker:
     ) -> None:
         identity = await speak(connection, identify.PROTOCOL, identify.opener(self.config.network), Host())
         link = MakerLink(address, connection, identity)
+        await self._compare(connection)
         self.connections[address.peer.key] = connection
         self.schedule.wake()
 
@@ -156,6 +158,20 @@ class Taker:
             nursery.start_soon(speak, connection, offers.PROTOCOL, offers.taker(), listening)
             await connection.wait_closed()
             raise WorldError("connection_lost", connection.reason or "the connection ended")
+
+    async def _compare(self, connection: Connection) -> None:
+        """Tell how far our positions with this maker have come, before anything of them goes on.
+
+        What cannot be compared goes on all the same: nothing is decided by it but that a record is too old.
+        """
+        told = {"maker": connection.peer.short}
+        try:
+            host = SharedNode(self.core.setup).host(connection.peer.key)
+            for each in await speak(connection, positions.PROTOCOL, positions.taker(), host):
+                if each.peer is None:
+                    log.warning("the maker does not know a position", order=each.own.order_id.hex(), **told)
+        except CodedError as error:
+            log.info("positions not compared", code=error.code, reason=error.sentence, **told)
 
     def _fresh(self, address: PeerAddress) -> None:
         self.links[address.peer.key].fresh()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from node.eventstore.interface import Blob
 from node.position.closing import complete_close, complete_spend, sign_close, sign_spend
-from node.position.commands import Command, begin_attempt, complete_lock, complete_setup, hold_signatures
+from node.position.commands import Command, begin_attempt, complete_lock, complete_setup, hold_signatures, recover
 from node.position.events import Event, signatures_blob
 from node.position.evolve import evolve
 from node.position.rolling import begin_rollover, complete_rollover, hold_revocation, hold_rollover, revoke
 from node.position.state import Position
-from protocols import contract_setup, rollover, settlement
+from protocols import contract_setup, positions, rollover, settlement
 from protocols.contract.signing import Signatures
 from protocols.dialogue import Fact
 from protocols.errors import LocalError
@@ -48,6 +48,8 @@ def command_of(fact: Fact, peer: bytes) -> Made:
             return fact.order_id, sign_spend(fact, peer), ()
         case settlement.SpendComplete():
             return fact.order_id, complete_spend(fact, peer), ()
+        case positions.PeerAhead():
+            return fact.order_id, recover("the peer showed a signature of ours that this record knows nothing of"), ()
     raise LocalError("unknown_fact", f"no position remembers a {type(fact).__name__}")
 
 
