@@ -1,4 +1,4 @@
-"""``scripts/demo``: a world, a maker and a taker as three processes, and a story of two positions told step by step.
+"""``scripts/demo``: a world, a maker and a taker as three processes, and a story of three positions told step by step.
 
 Everything it knows it learned as a user would: through the nodes' HTTP APIs, the command line and the chain.
 """
@@ -91,15 +91,17 @@ async def tell(demo: Demo, *, once: bool) -> None:
     """The whole story. Raises Failed when any of it does not come true."""
     impatient = demo.folder / "demo.toml"
     impatient.write_text(f"[prices]\nstale_after = {STALE_AFTER}\n", encoding="utf-8")
+    alone = demo.folder / "taker.toml"
+    alone.write_text("", encoding="utf-8")
     more = ("--config", str(impatient))
     async with demo.world() as world:
         await demo.step("a world", lambda: demo.world_comes_up(world))
         async with demo.maker("maker", *more) as maker:
             await demo.step("the maker is up", lambda: is_up(maker))
             address = (await maker.call("GET", "/maker"))["address"]
-            async with demo.taker(address, "taker", *more) as taker:
+            async with demo.taker(address, "taker", *more, "--config", str(alone)) as taker:
                 await demo.step("the taker is up", lambda: is_up(taker))
-                trade = Trade(demo, maker, taker)
+                trade = Trade(demo, maker, taker, alone)
                 await _trade(demo, trade)
                 if not once:
                     await _stay(demo, trade)
@@ -111,15 +113,18 @@ async def _trade(demo: Demo, trade: Trade) -> None:
     await demo.step("an order too large is refused", trade.order_too_large)
     await demo.step("a long and a short are signed", trade.order_both)
     await demo.step("both locks confirm", trade.locks_confirm)
+    await demo.step("both roll over", trade.roll_over, within=6 * demo.hour + PATIENCE)
     await demo.step("the price feed goes away", trade.feed_goes_away)
     await demo.step("the price feed comes back", trade.feed_comes_back)
+    await demo.step("the long is closed", trade.close)
+    await demo.step("a bolder long is signed", trade.order_bold)
+    await demo.step("the price falls through it", trade.liquidate, within=6 * demo.hour + PATIENCE)
     await demo.step("the maker leaves for good", trade.maker_leaves)
-    await demo.step("the long is force-closed", trade.force_close)
+    await demo.step("the short is force-closed", trade.force_close)
     await demo.step("the taker is killed and started", trade.taker_is_killed)
     expiry = partial(trade.wait_for_expiry, demo.say)
     await demo.step("the oracle attests at expiry", expiry, within=30 * demo.hour + PATIENCE)
-    await demo.step("the long's CET confirms", partial(trade.settled, "long"), within=6 * demo.hour + PATIENCE)
-    await demo.step("the short's CET confirms", partial(trade.settled, "short"), within=6 * demo.hour + PATIENCE)
+    await demo.step("the short's CET confirms", trade.settled, within=6 * demo.hour + PATIENCE)
     await demo.step("payouts equal the contracts'", trade.payouts_are_right)
     await demo.step("no satoshi is missing", trade.no_satoshi_is_missing)
 
@@ -141,7 +146,7 @@ async def _stay(demo: Demo, trade: Trade) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 if all of it held, 1 if not, 130 when interrupted on the way."""
     parser = argparse.ArgumentParser(
-        prog="scripts/demo", description="Two positions, and what stops on the way, on a regtest world of its own."
+        prog="scripts/demo", description="Three positions, and what stops on the way, on a regtest world of its own."
     )
     parser.add_argument("--once", action="store_true", help="end after the trade; so it is without a terminal")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table of steps there")

@@ -19,6 +19,7 @@ from bitcoin.core import CTransaction
 
 from node import files
 from node.clock import Clock
+from protocols.contract.numbers import parse_price
 from protocols.contract.outcomes import covering, settlement_outcomes
 from protocols.contract.payout import Payout
 from protocols.contract.terms import Role, Side, Terms, Timelocks
@@ -201,10 +202,25 @@ async def healthy(node: Node) -> dict[str, Any]:
 
 def due_payouts(view: Mapping[str, Any]) -> list[int]:
     """What a settled position's contract pays to maker and taker, in satoshis, by its terms and the attested price."""
-    said, settlement = view["contract"]["terms"], view["settlement"]
-    rest = {"maker_side": Side(said["maker_side"]), "timelocks": Timelocks(**said["timelocks"])}
-    terms = Terms(**{**said, **rest})
+    terms, settlement = _terms(view), view["settlement"]
     outcome = covering(settlement_outcomes(terms), 0, settlement["price"])
     assert outcome is not None, "a settlement covers every price"
     payouts = Payout(terms).split(outcome.long)
     return [payouts[Role.MAKER], payouts[Role.TAKER]]
+
+
+def close_payouts(view: Mapping[str, Any]) -> list[int]:
+    """What a close pays to maker and taker, in satoshis, by the contract's terms and the close's price.
+
+    At rate r, the prepaid fees of commit and CET are r·(166 + 118 + outputs) + 240, those of a close r·(68 + outputs);
+    each side gets half of the difference, the maker the odd satoshi.
+    """
+    terms = _terms(view)
+    left = terms.fee_rate * (166 + 118 - 68) + 240
+    payouts = Payout(terms).split(Payout(terms).long(parse_price(view["closing"]["price"])))
+    return [payouts[Role.MAKER] + left - left // 2, payouts[Role.TAKER] + left // 2]
+
+
+def _terms(view: Mapping[str, Any]) -> Terms:
+    said = view["contract"]["terms"]
+    return Terms(**{**said, "maker_side": Side(said["maker_side"]), "timelocks": Timelocks(**said["timelocks"])})
