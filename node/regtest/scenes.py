@@ -227,7 +227,7 @@ class Trade:
         return (
             f"The price falls to {edge - 1_500} USD. The hour's attestation, {view['settlement']['price']} USD,"
             f" liquidates the bold long: its commit goes out, and {blocks} blocks later both have spent it together, in"
-            f" {paid['txid']}; nobody waits for a lock. Its margin is gone, {sats(paid['maker_payout'])} are the maker's."
+            f" {paid['txid']}; nobody waits for a lock. The margin is gone, the maker gets {sats(view['pool'])}."
         )
 
     # --- parts of the world stop --------------------------------------------------------------------------------------
