@@ -109,6 +109,9 @@ def taker(
     electrum: Electrum = None,
     api: Api = None,
     makers: Annotated[Texts, _flag("A maker's address, <64 hex digits>@host:port; may be repeated.")] = None,
+    rollover_auto: Annotated[
+        bool | None, typer.Option(help="Whether positions are rolled over by themselves.", show_default=False)
+    ] = None,
     fee_rate: FeeRate = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
@@ -122,6 +125,7 @@ def taker(
         "electrum": electrum or None,
         "api": api,
         "makers": makers or None,
+        "rollover.auto": rollover_auto,
         "fee_rate": fee_rate if fee_rate is None else {"default": fee_rate},
         "log.level": log_level,
         "log.format": log_format,
