@@ -208,9 +208,10 @@ class Settler:
         try:
             contract = self.node.to_close(position)
             price = position.closing.price if position.closing is not None else _proposed(position)
+            connection = self._connection(position)
             dialogue = settlement.taker_close(contract, price, self.node.base.entropy)
             host = self.node.host(position.peer, {CheckClose: partial(self._check, position)})
-            await speak(self._connection(position), settlement.PROTOCOL, dialogue, host)
+            await speak(connection, settlement.PROTOCOL, dialogue, host)
             failure = None
             log.info("close signed", order=position.id.hex(), price=price)
         except CodedError as error:
@@ -244,8 +245,9 @@ class Settler:
     async def _spend(self, position: Position) -> None:
         """One try to spend the commit together; without it the CET pays the same when its lock is over."""
         try:
+            connection = self._connection(position)
             dialogue = settlement.taker_spend(self.node.to_spend(position))
-            await speak(self._connection(position), settlement.PROTOCOL, dialogue, self.node.host(position.peer))
+            await speak(connection, settlement.PROTOCOL, dialogue, self.node.host(position.peer))
             log.info("commit spent together", order=position.id.hex())
         except CodedError as error:
             log.info("cooperative spend ended", order=position.id.hex(), code=error.code, reason=error.sentence)
