@@ -182,18 +182,18 @@ class Settler:
 
     async def _tend(self, positions: Positions, order_id: bytes, tended: set[bytes]) -> None:
         """Propose until it is finished: every `AGAIN` seconds, and as soon as the maker is back."""
-        position = positions.get(order_id)
-        while position is not None and self._unfinished(position) is not None:
+        asked = self.under_way(order_id)
+        while (position := positions.get(order_id)) is not None and self._unfinished(position) is not None:
             link = self.links[position.peer]
+            if asked:
+                with trio.move_on_after(AGAIN):
+                    await link.until(*DOWN)
             await link.until(*UP)
             async with self._turns[order_id]:
                 position = positions.get(order_id)
-                if position is None or (settle := self._unfinished(position)) is None:
-                    break
-                await self._carry_out(position, settle)
-            with trio.move_on_after(AGAIN):
-                await link.until(*DOWN)
-            position = positions.get(order_id)
+                if position is not None and (settle := self._unfinished(position)) is not None:
+                    await self._carry_out(position, settle)
+            asked = True
         tended.discard(order_id)
 
     async def _carry_out(self, position: Position, settle: Callable[[Position], Awaitable[None]]) -> None:
@@ -206,7 +206,7 @@ class Settler:
         """One close, whose failure is on record however it ends."""
         failure: CodedError | None = INTERRUPTED
         try:
-            contract = self.node.to_close(position)
+            contract, connection = self.node.to_close(position), self._connection(position)
             price = position.closing.price if position.closing is not None else _proposed(position)
             connection = self._connection(position)
             dialogue = settlement.taker_close(contract, price, self.node.base.entropy)
