@@ -111,7 +111,7 @@ def test_what_is_offered_of_each_symbol(world: Path, tmp_path: Path) -> None:
     only = load(MakerConfig, paths=[world, own], environ={"CFDNODE_SYMBOLS": "BTCUSD"})
     assert only.symbols == ("BTCUSD",)
     assert only.make_policy().max_exposure == {"BTCUSD": 1_000_000}
-    with pytest.raises(ConfigError, match="'XRPUSD' is not a contract symbol .* allowed is BTCUSD or ETHUSD"):
+    with pytest.raises(ConfigError, match=r"'XRPUSD' is not a contract symbol .* allowed is BTCUSD or ETHUSD"):
         load(TakerConfig, paths=[world], environ={"CFDNODE_SYMBOLS": "XRPUSD"})
 
 
