@@ -50,7 +50,6 @@ SETTLING = (-0.3, 4.5)
 """Hours before and after an expiry in which a settlement is disturbed: the CET is final about four hours after it."""
 CONFIG = "chaos.toml"
 """What the nodes read beside what the world says."""
-TAKER_CONFIG = "chaos-taker.toml"
 AT_ONCE = 4
 """Stories in one world."""
 KILLS_PER_STORY = 5
@@ -137,8 +136,7 @@ class Story:
             async with self.world.maker(f"maker-{self.plan.seed}", "--listen", listen, *config) as self.maker:
                 self.doing = "the maker's start"
                 address = (await _answer(self.maker, "/maker"))["address"]
-                more = ("--config", str(self.world.folder / TAKER_CONFIG))
-                async with self.world.taker(address, f"taker-{self.plan.seed}", *config, *more) as self.taker:
+                async with self.world.taker(address, f"taker-{self.plan.seed}", *config) as self.taker:
                     await self._go_on()
         except (Failed, trio.TooSlowError, httpx2.HTTPError) as error:
             reason = f"{self.doing} did not come within its time" if isinstance(error, trio.TooSlowError) else error
@@ -409,7 +407,6 @@ async def _comes_true(
 async def tell_all(folder: Path, plans: Sequence[Plan]) -> list[Story]:
     """The stories of these plans, all at once in one world."""
     (folder / CONFIG).write_text(f"abandon_after = {ABANDON_AFTER}\ncooperative_spend = false\n")
-    (folder / TAKER_CONFIG).write_text("[rollover]\nauto = false\n")  # positions must come to their expiry
     stories: list[Story] = []
     async with httpx2.AsyncClient(timeout=15, trust_env=False) as http:
         world = Processes(folder, HOUR, http)
