@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,6 +109,9 @@ def taker(
     electrum: Electrum = None,
     api: Api = None,
     makers: Annotated[Texts, _flag("A maker's address, <64 hex digits>@host:port; may be repeated.")] = None,
+    rollover_auto: Annotated[
+        bool | None, typer.Option(help="Whether positions are rolled over by themselves.", show_default=False)
+    ] = None,
     fee_rate: FeeRate = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
@@ -122,6 +125,7 @@ def taker(
         "electrum": electrum or None,
         "api": api,
         "makers": makers or None,
+        "rollover.auto": rollover_auto,
         "fee_rate": fee_rate if fee_rate is None else {"default": fee_rate},
         "log.level": log_level,
         "log.format": log_format,
@@ -226,6 +230,18 @@ def force_close(
     """Close a position without the peer: publish its commit now; the oracle's price settles at expiry."""
     position = _post(data, order_id, "force-close")
     typer.echo(f"{position['state']}: the commit is {position['contract']['commit_txid']}")
+
+
+@app.command()
+def close(
+    order_id: Annotated[str, typer.Argument(help="The position's order id, 32 hex digits.")],
+    *,
+    limit: Annotated[Text, typer.Option(help="USD, the worst price that is good enough.", show_default=False)] = None,
+    data: Annotated[Path, typer.Option(help="Data directory of a taker that runs on this machine.")],
+) -> None:
+    """Close a position together with its maker, at the present price."""
+    asked = _post(data, order_id, "close", {"limit": limit})
+    typer.echo(f"the maker is asked to close at {asked['price']}; the position tells what becomes of it")
 
 
 @app.command("rollover")
@@ -346,16 +362,16 @@ def _contents(path: Path, hint: str) -> str:
         raise LocalError("no_node", f"{path}: {reason}; {hint}") from None
 
 
-def _post(data: Path, order_id: str, action: str) -> Any:
+def _post(data: Path, order_id: str, action: str, said: Mapping[str, object] | None = None) -> Any:
     """What the node that runs on `data` answers to an action on a position."""
     if re.fullmatch(r"[0-9a-f]{32}", order_id) is None:
         raise LocalError("bad_order_id", f"order id {order_id[:80]!r} is not 32 hex digits in lower case")
     url = _contents(files.url_file(data), "is the node running?")
     token = _contents(files.token_file(data), "the node writes it on its first start")
-    return _ask("POST", url, f"/api/v1/positions/{order_id}/{action}", token)
+    return _ask("POST", url, f"/api/v1/positions/{order_id}/{action}", token, said)
 
 
-def _ask(method: str, url: str, path: str, token: str) -> Any:
+def _ask(method: str, url: str, path: str, token: str, said: Mapping[str, object] | None = None) -> Any:
     """The JSON that the node's API answers with."""
     try:
         place = urlsplit(url)
@@ -367,7 +383,8 @@ def _ask(method: str, url: str, path: str, token: str) -> Any:
     try:
         connection = http.client.HTTPConnection(hostname, port, timeout=10)
         try:
-            connection.request(method, path, headers={"Authorization": f"Bearer {token}"})
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            connection.request(method, path, json.dumps(said) if said is not None else None, headers)
             response = connection.getresponse()
             body = json.loads(response.read())
         finally:

@@ -182,18 +182,18 @@ class Settler:
 
     async def _tend(self, positions: Positions, order_id: bytes, tended: set[bytes]) -> None:
         """Propose until it is finished: every `AGAIN` seconds, and as soon as the maker is back."""
-        position = positions.get(order_id)
-        while position is not None and self._unfinished(position) is not None:
+        asked = self.under_way(order_id)
+        while (position := positions.get(order_id)) is not None and self._unfinished(position) is not None:
             link = self.links[position.peer]
+            if asked:
+                with trio.move_on_after(AGAIN):
+                    await link.until(*DOWN)
             await link.until(*UP)
             async with self._turns[order_id]:
                 position = positions.get(order_id)
-                if position is None or (settle := self._unfinished(position)) is None:
-                    break
-                await self._carry_out(position, settle)
-            with trio.move_on_after(AGAIN):
-                await link.until(*DOWN)
-            position = positions.get(order_id)
+                if position is not None and (settle := self._unfinished(position)) is not None:
+                    await self._carry_out(position, settle)
+            asked = True
         tended.discard(order_id)
 
     async def _carry_out(self, position: Position, settle: Callable[[Position], Awaitable[None]]) -> None:
@@ -206,11 +206,12 @@ class Settler:
         """One close, whose failure is on record however it ends."""
         failure: CodedError | None = INTERRUPTED
         try:
-            contract = self.node.to_close(position)
+            contract, connection = self.node.to_close(position), self._connection(position)
             price = position.closing.price if position.closing is not None else _proposed(position)
+            connection = self._connection(position)
             dialogue = settlement.taker_close(contract, price, self.node.base.entropy)
             host = self.node.host(position.peer, {CheckClose: partial(self._check, position)})
-            await speak(self._connection(position), settlement.PROTOCOL, dialogue, host)
+            await speak(connection, settlement.PROTOCOL, dialogue, host)
             failure = None
             log.info("close signed", order=position.id.hex(), price=price)
         except CodedError as error:
@@ -244,8 +245,9 @@ class Settler:
     async def _spend(self, position: Position) -> None:
         """One try to spend the commit together; without it the CET pays the same when its lock is over."""
         try:
+            connection = self._connection(position)
             dialogue = settlement.taker_spend(self.node.to_spend(position))
-            await speak(self._connection(position), settlement.PROTOCOL, dialogue, self.node.host(position.peer))
+            await speak(connection, settlement.PROTOCOL, dialogue, self.node.host(position.peer))
             log.info("commit spent together", order=position.id.hex())
         except CodedError as error:
             log.info("cooperative spend ended", order=position.id.hex(), code=error.code, reason=error.sentence)

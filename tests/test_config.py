@@ -99,6 +99,22 @@ def test_a_makers_policy_is_what_each_setting_says_of_it(world: Path, tmp_path: 
     assert (policy.accept_closes, policy.rate_max_age) == ("auto", 86_400)
 
 
+def test_what_is_offered_of_each_symbol(world: Path, tmp_path: Path) -> None:
+    """The plain keys are BTCUSD's, those of a table ETHUSD's."""
+    own = tmp_path / "own.toml"
+    own.write_text("lot = 10\nleverages = [1, 4]\n[ethusd]\nmax_quantity = 50\n")
+    config = load(MakerConfig, paths=[world, own], environ={"CFDNODE_ETHUSD__LOT": "5"})
+    bitcoin, ether = (config.of(symbol) for symbol in config.symbols)
+    assert (bitcoin.lot, bitcoin.leverages, bitcoin.max_quantity) == (10, (1, 4), 100_000)
+    assert (ether.lot, ether.leverages, ether.max_quantity) == (5, (1, 2, 3, 5, 10), 50)
+    assert config.make_policy().max_quantity == {"BTCUSD": 100_000, "ETHUSD": 50}
+    only = load(MakerConfig, paths=[world, own], environ={"CFDNODE_SYMBOLS": "BTCUSD"})
+    assert only.symbols == ("BTCUSD",)
+    assert only.make_policy().max_exposure == {"BTCUSD": 1_000_000}
+    with pytest.raises(ConfigError, match=r"'XRPUSD' is not a contract symbol .* allowed is BTCUSD or ETHUSD"):
+        load(TakerConfig, paths=[world], environ={"CFDNODE_SYMBOLS": "XRPUSD"})
+
+
 def test_the_clock_is_the_real_one_when_nothing_is_said(world: Path) -> None:
     text = world.read_text().replace("[clock]\nhour = 2\nanchor = 1700000000.5\n", "")
     world.write_text(text.replace("regtest", "signet").replace('[signet]\ncontrol = "http://127.0.0.1:8081"\n', ""))

@@ -127,7 +127,8 @@ async def maker_on(config: Path, data: Path, **flags: object) -> AsyncIterator[t
 
 @asynccontextmanager
 async def taker_on(config: Path, data: Path, *makers: str, **flags: object) -> AsyncIterator[Api]:
-    flags = {"data": str(data), "api": LOOPBACK, "makers": list(makers), **flags}
+    """Unless its flags say otherwise, positions are held to their expiry."""
+    flags = {"data": str(data), "api": LOOPBACK, "makers": list(makers), "rollover.auto": False, **flags}
     settings = load(TakerConfig, paths=[config], environ={}, flags=flags)
     with bind_api(settings.api) as api_socket:
         taker = Taker.build(settings, api_socket)
@@ -180,14 +181,16 @@ async def give(world: RunningWorld, *nodes: Api) -> None:
 
 
 @asynccontextmanager
-async def market(path: Path, *, hour: float = 2.0, **flags: object) -> AsyncIterator[Market]:
+async def market(path: Path, *, hour: float = 2.0, roll: bool = False, **flags: object) -> AsyncIterator[Market]:
     async with (
         running_world(path / "world", hour=hour) as world,
         maker_on(world.config, path / "maker", listen=nowhere(), max_quantity=5_000, **flags) as (maker, node),
     ):
         world.world.market.override = "50000"
         await until(lambda: node.listener.health.up)
-        async with taker_on(world.config, path / "taker", str(node.address)) as taker:
+        async with taker_on(
+            world.config, path / "taker", str(node.address), **{"rollover.auto": roll}
+        ) as taker:
             await maker.healthy()
             await taker.healthy()
             await give(world, maker, taker)

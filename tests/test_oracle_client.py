@@ -302,6 +302,15 @@ async def test_many_who_wait_ask_once(autojump_clock: Jumping, oracle: Oracles) 
     assert [round(at) for at, _ in oracle.asked] == [0, 5, 15]
 
 
+async def test_a_client_of_a_life_that_is_over_says_so(autojump_clock: Jumping, oracle: Oracles) -> None:
+    """As what a service lends does: its callers take it for a service that is not up."""
+    announcement = await oracle.client.announcement(EVENT)
+    await oracle.http.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await oracle.client.attestation(announcement)
+    assert oracle.reports == []
+
+
 async def test_it_looks_a_day_ahead_and_reports_what_is_missing(autojump_clock: Jumping, oracle: Oracles) -> None:
     oracle.says = lambda _: None
     async with trio.open_nursery() as nursery:

@@ -227,6 +227,7 @@ class TestConnection:
         lines = Lines()
         async with lines.up(rows(row("50000", "50000.5"), action="partial")) as exchange:
             assert prices(lines.feed) == ("50000", "50000.5")
+            assert lines.feeds["ETHUSD"].problem() == "no price feed is configured"  # it is not asked for
             await exchange.send_message(rows(row("1", "2"), row("3", "4"), row("50001.5", "50002", at=0.5)))
             quote = await lines.feed.after(lines.feed.quote)
             assert (quote.bid, quote.ask, quote.at) == ("50001.5", "50002", BASE + 0.5)

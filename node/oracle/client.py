@@ -273,6 +273,8 @@ class OracleClient:
         )
 
     async def _fetch(self, event: str) -> bytes:
+        if self._http.is_closed:  # this life is over, and a task that was to run in it has not heard of that
+            raise trio.ClosedResourceError("the oracle's client is closed")
         try:
             with trio.fail_after(TIMEOUT):
                 async with self._http.stream("GET", self._config.url + self._scheme.path(event)) as response:

@@ -406,7 +406,7 @@ async def _comes_true(
 
 async def tell_all(folder: Path, plans: Sequence[Plan]) -> list[Story]:
     """The stories of these plans, all at once in one world."""
-    (folder / CONFIG).write_text(f"abandon_after = {ABANDON_AFTER}\n")
+    (folder / CONFIG).write_text(f"abandon_after = {ABANDON_AFTER}\ncooperative_spend = false\n")
     stories: list[Story] = []
     async with httpx2.AsyncClient(timeout=15, trust_env=False) as http:
         world = Processes(folder, HOUR, http)

@@ -143,9 +143,12 @@ class Processes:
     def maker(self, name: str = "maker", *arguments: str) -> AbstractAsyncContextManager[Node]:
         return self.running(name, "maker", *self._node_arguments, "--listen", "127.0.0.1:0", *arguments)
 
-    def taker(self, makers: str, name: str = "taker", *arguments: str) -> AbstractAsyncContextManager[Node]:
-        """`makers`: the address of the one it dials."""
-        return self.running(name, "taker", *self._node_arguments, "--makers", makers, *arguments)
+    def taker(
+        self, makers: str, name: str = "taker", *arguments: str, roll: bool = False
+    ) -> AbstractAsyncContextManager[Node]:
+        """`makers`: the address of the one it dials; `roll`: whether its positions are rolled over by themselves."""
+        rollover = "--rollover-auto" if roll else "--no-rollover-auto"
+        return self.running(name, "taker", *self._node_arguments, "--makers", makers, rollover, *arguments)
 
     @property
     def _node_arguments(self) -> tuple[str, ...]:

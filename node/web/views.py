@@ -102,6 +102,10 @@ def _contract_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict
     transactions = position.transactions()
     settles = transactions.plan.announcements[-1]
     kept = {"lock": transactions.lock_txid, "commit": transactions.commit_txid}
+    if position.closing is not None:
+        kept["close"] = position.closing.txid
+    if position.spend is not None:
+        kept["spend"] = position.spend.txid
     return {
         "index": transactions.plan.index,
         "expiry": settles.time,
@@ -137,15 +141,22 @@ def _rollover_view(position: Position) -> dict[str, Any]:
 
 
 def _closing_view(position: Position) -> dict[str, Any] | None:
+    """What was proposed, and how far it came: `asked`, or `refused` with its reason; `half signed` once our signature
+    left, from where on there is no other close and we propose this one again; `signed` once we hold both sides'."""
     if position.proposed is None and position.closing is None:
         return None
-    signed, proposed = position.closing, position.proposed
+    signed, proposed, refusal = position.closing, position.proposed, position.close_refusal
+    if signed is not None:
+        stage = "half signed" if position.close_raw is None else "signed"
+    else:
+        stage = "asked" if refusal is None else "refused"
     return {
+        "stage": stage,
         "price": signed.price if signed is not None else proposed.price if proposed is not None else None,
         "limit": proposed.limit if proposed is not None else None,
         "signed_at": position.closing_since if signed is not None else None,
         "txid": _hex(signed.txid) if signed is not None else None,
-        "refusal": _refusal_view(position.close_refusal),
+        "refusal": _refusal_view(refusal) if stage != "signed" else None,
     }
 
 
@@ -194,6 +205,7 @@ def _settlement_view(position: Position) -> dict[str, Any] | None:
         "maker_payout": payouts[Role.MAKER],
         "taker_payout": payouts[Role.TAKER],
         "cet_txid": _hex(transactions.cet(outcome).GetTxid()),
+        "spend_txid": _hex(position.spend.txid) if position.spend is not None else None,
     }
 
 

@@ -171,8 +171,7 @@ def recover_publish_secret(plan: ContractPlan, role: Role, raw_commit: bytes, ow
     tx = CTransaction.deserialize(raw_commit)
     if txid(tx) != transactions_of(plan).commit_txid:
         raise ValueError(f"transaction {txid(tx)[::-1].hex()} is not the commit of attempt {plan.index}")
-    taker, maker, *_ = tx.wit.vtxinwit[0].scriptWitness.stack
-    signature = bytes(maker if role is Role.MAKER else taker)
+    signature = _signature(tx, role)
     if signature[:32] != own_signature[1:33]:
         return None
     return adaptor.recover(own_signature, signature, plan.party(role.other).points.publish)
@@ -190,8 +189,7 @@ def recover_opening(plan: ContractPlan, role: Role, raw_cet: bytes, fund_secret:
     candidates = [each for each in transactions.outcomes if txid(transactions.cet(each)) == wanted]
     if not candidates:
         return None
-    stack = tx.wit.vtxinwit[0].scriptWitness.stack if tx.wit.vtxinwit else ()
-    signature = bytes(stack[1 if role is Role.MAKER else 0]) if len(stack) == 4 else b""
+    signature = _signature(tx, role)
     # the transaction's id does not cover its witness, and a server may have sent any
     if not schnorr.verify(_x(plan, role), transactions.cet_hash(candidates[0]), signature):
         raise ValueError(f"the witness of {wanted[::-1].hex()} does not hold our signature")
@@ -202,6 +200,12 @@ def recover_opening(plan: ContractPlan, role: Role, raw_cet: bytes, fund_secret:
         if signature[:32] == own[1:33]:
             return outcome, adaptor.recover(own, signature, point)
     return None
+
+
+def _signature(tx: CTransaction, role: Role) -> bytes:
+    """A role's in the witness of what spends a 2-of-2 leaf; empty if there is none: a server may show any witness."""
+    stack = tx.wit.vtxinwit[0].scriptWitness.stack if tx.wit.vtxinwit else ()
+    return bytes(stack[1 if role is Role.MAKER else 0]) if len(stack) == 4 else b""
 
 
 def punish(

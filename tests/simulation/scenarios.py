@@ -8,6 +8,7 @@ import trio
 from attrs import Factory, define, evolve, frozen
 
 from node.errors import Conflict, Disconnected, NotFound
+from node.oracle.server import Behaviour, Mode
 from node.position.book import Positions
 from node.position.commands import force_close
 from node.position.state import Position, State
@@ -29,6 +30,8 @@ class Story:
     world: World
     force_closed: list[tuple[str, bytes]] = Factory(list)
     """Who wanted which position force closed."""
+    oracle_failed: bool = False
+    """Whether it attests late, or not at all."""
 
     def player(self, name: str) -> Player:
         return self.world.players[name]
@@ -95,6 +98,24 @@ class Story:
             else:
                 return
 
+    async def close(self, taker: Player, order_id: bytes) -> None:
+        if not await self.until(lambda: taker.up and taker.taker.settlements.health.up):
+            return
+        node = taker.taker
+        try:
+            with node.settlements.lent() as nursery:
+                await nursery.start(node.settler.close, order_id, None)
+        except (WorldError, LocalError):
+            return  # a fault was faster
+
+    async def roll_over(self, taker: Player, order_id: bytes) -> None:
+        if not await self.until(lambda: taker.up and any(link.health.up for link in taker.taker.links.values())):
+            return
+        try:
+            taker.taker.roll_over(order_id)
+        except (WorldError, LocalError):
+            return
+
     # What comes of it
 
     def position(self, player: Player, order_id: bytes) -> Position | None:
@@ -134,23 +155,28 @@ class Story:
 
 @frozen
 class Scenario:
-    """`faults_from` to the end of the script faults strike; before that everybody is left alone."""
-
     name: str
     prepare: Callable[[Story], Awaitable[bytes | None]]
     """Without faults; may give an order id to what follows."""
     play: Callable[[Story, bytes | None], Awaitable[None]]
     """While faults strike."""
+    spend: bool = False
+    """Whether commits are spent together."""
+    roll: bool = False
+    """Whether positions roll over by themselves."""
+    paths: tuple[str, ...] = ()
+    """The protocols that it is about: the matrix strikes at their messages."""
 
 
 async def _nothing(_: Story) -> None:
     return None
 
 
-async def _open(story: Story) -> bytes | None:
+async def _open(story: Story) -> bytes:
     offer = await story.offer(story.maker)
     assert offer is not None
     order_id = await story.order(story.taker, offer)
+    assert order_id is not None
     assert await story.opened(order_id), "nobody disturbed this"
     return order_id
 
@@ -158,41 +184,97 @@ async def _open(story: Story) -> bytes | None:
 async def _set_up(story: Story, _: bytes | None) -> None:
     offer = await story.offer(story.maker)
     if offer is not None:
-        order_id = await story.order(story.taker, offer)
-        await story.opened(order_id)
+        await story.opened(await story.order(story.taker, offer))
 
 
-async def _expire(story: Story, _: bytes | None) -> None:
-    """The oracle's price settles."""
-    await story.hour(28)
+async def _open_to_expiry(story: Story) -> bytes:
+    order_id = await _open(story)
+    await story.hour(24.9)
+    return order_id
+
+
+async def _open_for_two_hours(story: Story) -> bytes:
+    order_id = await _open(story)
+    await story.hour(2.2)
+    return order_id
+
+
+async def _expire(story: Story, order_id: bytes | None) -> None:
+    await _end(story, order_id)
+
+
+async def _end(story: Story, order_id: bytes | None) -> None:
+    """Until it has ended for both."""
+    assert order_id is not None
+
+    def ended() -> bool:
+        found = [story.position(player, order_id) for player in (story.maker, story.taker)]
+        return all(each is not None and each.ended for each in found)
+
+    await story.until(ended, 12 * HOUR)
 
 
 async def _liquidate(story: Story, order_id: bytes | None) -> None:
     story.world.set_price(30_000)
-    await story.hour(2)
+    await story.hour(story.world.clock.calendar() / 3600 - EPOCH / 3600 + 1.2)
     story.world.set_price(54_000)
-    await story.hour(6)
+    await _end(story, order_id)
 
 
 async def _force_close_by_taker(story: Story, order_id: bytes | None) -> None:
     assert order_id is not None
     await story.force_close(story.taker, order_id)
-    await story.hour(28)
+    await story.hour(3)
 
 
 async def _force_close_by_maker(story: Story, order_id: bytes | None) -> None:
     assert order_id is not None
     await story.force_close(story.maker, order_id)
-    await story.hour(28)
+    await story.hour(3)
 
+
+async def _fall_silent(story: Story) -> bytes:
+    order_id = await _open(story)
+    story.world.oracle.behaviour = Behaviour(Mode.SILENT)
+    story.oracle_failed = True
+    await story.force_close(story.maker, order_id)
+    await story.hour(36)
+    return order_id
+
+
+async def _roll_over(story: Story, order_id: bytes | None) -> None:
+    assert order_id is not None
+    await story.roll_over(story.taker, order_id)
+
+    def rolled() -> bool:
+        found = [story.position(player, order_id) for player in (story.maker, story.taker)]
+        return all(
+            each is not None and (each.ended or (each.own_revoked == 1 and len(each.peer_secrets) == 1))
+            for each in found
+        )
+
+    await story.until(rolled)
+
+
+async def _close(story: Story, order_id: bytes | None) -> None:
+    assert order_id is not None
+    await story.close(story.taker, order_id)
+    await _end(story, order_id)
+
+
+SETUP, ROLLOVER, SETTLEMENT = "/cfd/contract_setup/1", "/cfd/rollover/1", "/cfd/settlement/1"
 
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("contract_setup", _nothing, _set_up),
-        Scenario("expiry", _open, _expire),
+        Scenario("contract_setup", _nothing, _set_up, paths=(SETUP,)),
+        Scenario("expiry", _open_to_expiry, _expire),
         Scenario("liquidation", _open, _liquidate),
         Scenario("force_close_by_taker", _open, _force_close_by_taker),
         Scenario("force_close_by_maker", _open, _force_close_by_maker),
+        Scenario("refund", _fall_silent, _end),
+        Scenario("rollover", _open_for_two_hours, _roll_over, paths=(ROLLOVER,)),
+        Scenario("close", _open, _close, paths=(SETTLEMENT,)),
+        Scenario("cooperative_spend", _open_to_expiry, _expire, spend=True, paths=(SETTLEMENT,)),
     )
 }

@@ -366,6 +366,7 @@ class World(ChainView):
         self._started = started
         self.index = Index(chain)
         self.mempool = Mempool(chain, self.index)
+        self.first_coins = dict(self.index.coins)
         self.network = Network()
         self.fee_rate = 2
         """What the Electrum servers estimate, sat/vB."""
@@ -380,6 +381,8 @@ class World(ChainView):
         """When who handed in which transaction for the first time."""
         self._handed_in: set[tuple[str, bytes]] = set()
         self.reorganised = False
+        self.contradicted: dict[tuple[str, int], int] = {}
+        """What the oracle attested besides, by symbol and time."""
         self.bugs: list[str] = []
         self.over = False
         self._last_busy = self.chain.height
@@ -461,8 +464,9 @@ class World(ChainView):
 
     # Nodes
 
-    def add(self, name: str, *makers: str) -> Player:
-        """A taker of these makers, or a maker; it begins at once."""
+    def add(self, name: str, *makers: str, spend: bool = False, roll: bool = False) -> Player:
+        """A taker of these makers, or a maker; it begins at once. `spend`: whether it spends commits together with its
+        peer, `roll`: whether its positions roll over by themselves."""
         announcement_key, attestation_key = ORACLE.public(SCHEME)
         said: dict[str, Any] = {
             "network": "regtest",
@@ -477,11 +481,12 @@ class World(ChainView):
             "api": "127.0.0.1:0",
             "clock": {"hour": HOUR, "anchor": EPOCH},
             "abandon_after": 100,
+            "cooperative_spend": spend,
         }
         config: MakerConfig | TakerConfig
         if makers:
             addresses = [f"{Identity(seed_of(maker).node_identity()).public}@{maker}:9810" for maker in makers]
-            config = TakerConfig.model_validate({**said, "makers": addresses})
+            config = TakerConfig.model_validate({**said, "makers": addresses, "rollover": {"auto": roll}})
         else:
             config = MakerConfig.model_validate({**said, "listen": f"{name}:9810"})
         player = Player(self, name, config, MemoryBackend(self.clock))

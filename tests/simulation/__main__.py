@@ -1,0 +1,84 @@
+"""``scripts/chaos --matrix`` and ``--seeds N``: runs in processes of their own, counted by what came of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from attrs import define, field
+
+from tests.simulation.matrix import NAMES, Case, cases
+from tests.simulation.run import Outcome
+
+T = TypeVar("T")
+
+
+@define
+class Tally:
+    """What came of many runs."""
+
+    outcomes: Counter[str] = field(factory=Counter)
+    failed: list[str] = field(factory=list)
+
+    def add(self, name: str, outcome: Outcome | str) -> None:
+        if isinstance(outcome, str):
+            self.failed.append(f"{name}: {outcome}")
+            return
+        self.outcomes[f"{outcome.scenario}: {outcome.summary}"] += 1
+        if outcome.violations:
+            self.failed.append("\n    ".join((name, *outcome.violations)))
+            print(f"FAILED {self.failed[-1]}", flush=True)
+
+    def tell(self, seconds: float) -> int:
+        total = self.outcomes.total() + sum(not name for name in self.failed)
+        for name, count in sorted(self.outcomes.items()):
+            print(f"{count:6} {name}")
+        print(f"{total} runs in {seconds:.0f} s, {len(self.failed)} failed")
+        for failure in self.failed:
+            print(f"FAILED {failure}")
+        return 1 if self.failed else 0
+
+
+def _attempt(task: Callable[[], Outcome]) -> Outcome | str:
+    try:
+        return task()
+    except Exception as error:  # noqa: BLE001  # one run that breaks must not hide the others
+        return repr(error)
+
+
+def carry_out(tasks: Iterable[tuple[str, Callable[[], Outcome]]], jobs: int) -> int:
+    tally, began = Tally(), time.monotonic()
+    names, functions = zip(*tasks, strict=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        for name, outcome in zip(names, pool.map(_attempt, functions), strict=True):
+            tally.add(name, outcome)
+    return tally.tell(time.monotonic() - began)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--matrix", nargs="*", metavar="SCENARIO", help=f"every step and fault; all of {', '.join(NAMES)}"
+    )
+    what.add_argument("--seeds", type=int, metavar="N", help="so many random runs")
+    parser.add_argument("--from", dest="first", type=int, default=0, metavar="K", help="the first seed")
+    parser.add_argument("--jobs", type=int, default=2, metavar="J", help="processes")
+    said = parser.parse_args(arguments)
+    if said.matrix is not None:
+        every: list[Case] = [case for name in said.matrix or NAMES for case in cases(name)]
+        return carry_out([(str(case), case.run) for case in every], said.jobs)
+    from tests.simulation.random_runs import random_run
+
+    return carry_out(
+        [(f"seed {seed}", random_run(seed)) for seed in range(said.first, said.first + said.seeds)], said.jobs
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
