@@ -99,7 +99,7 @@ async def tell(demo: Demo, *, once: bool) -> None:
         async with demo.maker("maker", *more) as maker:
             await demo.step("the maker is up", lambda: is_up(maker))
             address = (await maker.call("GET", "/maker"))["address"]
-            async with demo.taker(address, "taker", *more, "--config", str(alone)) as taker:
+            async with demo.taker(address, "taker", *more, "--config", str(alone), roll=True) as taker:
                 await demo.step("the taker is up", lambda: is_up(taker))
                 trade = Trade(demo, maker, taker, alone)
                 await _trade(demo, trade)
