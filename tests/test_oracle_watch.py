@@ -30,6 +30,7 @@ from protocols.contract.contradictions import Contradiction, Opening, price_rang
 from protocols.contract.oracle import OLIVIA
 from protocols.contract.outcomes import covering
 from protocols.contract.terms import Role
+from protocols.contract_setup import FetchAnnouncements, SignLock
 from protocols.errors import LocalError
 from tests.positions import PEER, attestation, facts, history
 from tests.setups import ORACLE, announcement
@@ -214,13 +215,18 @@ async def test_both_sides_notice_and_the_contract_settles_at_the_first_price(tmp
         for node in this.nodes.values():
             node.supervisor["oracle-watch"].restart()  # it may have asked for the last time
         await until(lambda: all(contradictions(node) for node in this.nodes.values()))
-        for node in this.nodes.values():
+        plan = this.deal.plan
+        for role, node in this.nodes.items():
             (found, *_) = contradictions(node)
             assert found.announcement in this.deal.plan.announcements
             assert (found.first.price, price_range(found.second)) == (FIRST, (SECOND, SECOND))
-            with pytest.raises(LocalError, match="the oracle attested") as refused:
-                node.setup.check_oracle()
-            assert refused.value.code == "oracle_contradicted"
+            # no setup begins any more, and none that has begun is signed
+            answers = node.setup.host(role, PEER[role]).answers
+            events = tuple(each.id for each in plan.announcements)
+            for question in FetchAnnouncements(node.setup.oracle_keys, events), SignLock(plan):
+                with pytest.raises(LocalError, match="the oracle attested") as refused:
+                    await answers[type(question)](question)
+                assert refused.value.code == "oracle_contradicted"
         await settle(this, FIRST)
 
 

@@ -192,8 +192,11 @@ def test_wherever_a_rollover_was_cut_nobody_has_lost_anything(computed_once: Non
             if not reached:
                 continue
             taker, maker = Side(nodes.taker), Side(nodes.maker)
-            (taking,), _ = spoken(taker, maker)
+            ends = speak(taker, maker).run()
+            assert [end.error for end in ends] == [None, None]
+            assert all(end.sent[-1] == Proofs((), last=True) for end in ends)
             assert taker.facts == maker.facts == []
+            (taking,) = ends[0].result
             assert taking.peer is not None
             if taking.own.complete < taking.peer.complete:
                 pending += 1
