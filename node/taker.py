@@ -195,6 +195,11 @@ class Taker:
         link, offer = self._find(maker, offer_id)
         if offer.stale(self.core.clock.now()):
             raise Conflict("stale_offer", f"offer {offer_id.hex()} is older than ten minutes; wait for a new one")
+        if offer.symbol not in self.config.symbols:
+            raise Conflict(
+                "other_symbol",
+                f"the offer's symbol is {offer.symbol}, this node's configuration allows {', '.join(self.config.symbols)}",
+            )
         if offer.oracle != self.core.setup.oracle_keys:
             raise Conflict("other_oracle", "the offer names another oracle than this node's configuration")
         if offer.timelocks != self.config.timelocks:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.contract.terms import REGTEST_TIMELOCKS
-from tests.test_node import market
+from tests.test_node import market, taker_on
 
 SPREAD = "0.001"
 
@@ -37,6 +37,12 @@ async def test_a_whole_trade_of_ether_beside_an_offer_of_bitcoin(tmp_path: Path)
             return seen if set(seen) == {"BTCUSD", "ETHUSD"} else None
 
         this.offer = (await this.taker.sees(both_offers))["ETHUSD"]
+        (maker,) = await this.taker.get("/makers")
+        async with taker_on(this.world.config, tmp_path / "other", maker["address"], symbols=["BTCUSD"]) as bitcoiner:
+            await bitcoiner.healthy()
+            await bitcoiner.sees(lambda: bitcoiner.get("/offers"))
+            refusal = await bitcoiner.post("/orders", offer_id=offer["id"], quantity=1, leverage=1)
+            assert (refusal.status_code, refusal.json()["code"]) == (409, "other_symbol")
         order_id = await this.order(quantity=21, leverage=3)
         making, taking = await this.both(order_id, "opening")
         contract = taking["contract"]
