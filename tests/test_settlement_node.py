@@ -11,7 +11,7 @@ import pytest
 import trio
 from attrs import evolve
 
-from node import settling
+from node import cli, settling
 from node.desk import Desk
 from node.network.address import Identity, PeerAddress
 from node.network.conversation import Host, speak
@@ -268,15 +268,17 @@ async def test_a_close_that_only_the_taker_signed_is_proposed_again(
 ) -> None:
     """The taker goes on by itself, with the same transaction, whatever the market does meanwhile."""
     looks += [nothing, moved, moved]
-    monkeypatch.setattr(settling, "AGAIN", 1.0)
+    monkeypatch.setattr(settling, "AGAIN", 1.5)
     async with market(tmp_path, hour=3600.0) as this:
         order_id = await opened(this)
         await preview(this, order_id)
         await this.taker.done(f"/positions/{order_id}/close")
         closing = await comes_about(this, order_id, "half signed")
         this.world.world.market.override = "49999"  # a new close would have another price
-        shown = await this.taker.get(f"/positions/{order_id}/close")
-        assert (shown["price"], shown["limit"]) == (BID, "49950")
+        shown = await preview(this, order_id)
+        assert (shown["price"], shown["limit"], shown["as_of"]) == (BID, "49950", closing["signed_at"])
+        again = await this.taker.done(f"/positions/{order_id}/close", limit="60000")  # the price is agreed
+        assert again["price"] == BID
         making, taking = await closed(this, order_id)
         assert taking["paid"]["txid"] == making["paid"]["txid"] == closing["txid"]
         assert taking["closing"]["price"] == BID
@@ -325,6 +327,35 @@ async def test_a_maker_that_signed_and_died_broadcasts_the_close_when_it_is_back
         this.maker.core.supervisor["broadcaster"].start()
         making, taking = await closed(this, order_id)
         assert making["paid"]["txid"] == taking["paid"]["txid"] == closing["txid"]
+
+
+async def test_a_maker_that_is_back_signs_the_same_again_and_the_taker_broadcasts(
+    tmp_path: Path, looks: list[Callable[[], None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, and without a look at the price. The maker broadcasts nothing this time."""
+    async with market(tmp_path, hour=3600.0) as this:
+        order_id = await opened(this)
+        await preview(this, order_id)
+        services = this.maker.core.supervisor
+
+        def dies() -> None:
+            for name in ("broadcaster", "network"):
+                services[name].stop()
+
+        looks += [nothing, dies]
+        told = partial(cli.main, ["close", order_id, "--limit", "49000", "--data", str(tmp_path / "taker")])
+        assert await trio.to_thread.run_sync(told) == 0
+        assert f"close at {BID}" in capsys.readouterr().out
+        closing = await comes_about(this, order_id, "half signed")
+        assert closing["commit_at"] == closing["signed_at"] + 600
+        await until(lambda: recorded(this.maker, order_id).close_raw is not None)
+        this.world.world.market.override = "40000"  # below the limit, and far from the price agreed
+        looks.append(moved)
+        services["network"].start()
+        making, taking = await closed(this, order_id)
+        assert making["paid"]["txid"] == taking["paid"]["txid"] == closing["txid"]
+        assert (taking["paid"]["payout"], taking["closing"]["price"]) == (closing["pays"], BID)
+        assert looks == [moved]
 
 
 # --- the cooperative spend --------------------------------------------------------------------------------------------

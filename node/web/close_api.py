@@ -33,7 +33,7 @@ def taker_close_router(taker: Taker) -> APIRouter:
     async def preview(order_id: HexId) -> dict[str, Any]:
         """At what the position would be closed now, and what that brings us; or the `problem`, why it cannot be."""
         position = settler.position(bytes.fromhex(order_id))
-        view: dict[str, Any] = {"price": None, "limit": None, "problem": None, **_quote(position)}
+        view: dict[str, Any] = {"price": None, "limit": None, "problem": None, **_age(position)}
         try:
             proposed = settler.proposal(position)
             view |= {"price": proposed.price, "limit": proposed.limit, **_brings(position, proposed.price)}
@@ -56,14 +56,13 @@ def taker_close_router(taker: Taker) -> APIRouter:
             "limit": proposed.limit,
         }
 
-    def _quote(position: Position) -> dict[str, Any]:
-        """How old the quote is that the price would be of."""
+    def _age(position: Position) -> dict[str, Any]:
+        """Of which moment the price is: of the quote's, or of the signature that left for it."""
         assert position.offer is not None
         feed = taker.core.feeds.get(position.offer.symbol)
         quote = feed.quote if feed is not None else None
-        if quote is None:
-            return {"as_of": None, "age": None}
-        return {"as_of": quote.since, "age": max(0.0, taker.core.clock.now() - quote.since)}
+        at = position.closing_since if position.closing is not None else quote.since if quote is not None else None
+        return {"as_of": at, "age": max(0.0, taker.core.clock.now() - at) if at is not None else None}
 
     return router
 

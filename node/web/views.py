@@ -7,6 +7,8 @@ from typing import Any
 from attrs import asdict
 
 from node.chain.broadcast import Attempt
+from node.close_price import brings
+from node.position.deadlines import CLOSE_WITHIN
 from node.position.state import Ending, EndingKind, Position
 from node.prices import Feed
 from protocols.contract.outcomes import covering, liquidation_price
@@ -142,7 +144,8 @@ def _rollover_view(position: Position) -> dict[str, Any]:
 
 def _closing_view(position: Position) -> dict[str, Any] | None:
     """What was proposed, and how far it came: `asked`, or `refused` with its reason; `half signed` once our signature
-    left, from where on there is no other close and we propose this one again; `signed` once we hold both sides'."""
+    left, from where on there is no other close and the taker proposes this one again; `signed` once we hold both
+    sides'. What it pays us is in satoshis. At `commit_at` the commit goes out if nothing spent the lock until then."""
     if position.proposed is None and position.closing is None:
         return None
     signed, proposed, refusal = position.closing, position.proposed, position.close_refusal
@@ -150,10 +153,15 @@ def _closing_view(position: Position) -> dict[str, Any] | None:
         stage = "half signed" if position.close_raw is None else "signed"
     else:
         stage = "asked" if refusal is None else "refused"
+    price = signed.price if signed is not None else proposed.price if proposed is not None else ""
+    waits = signed is not None and position.publishing is None and position.ending is None and not position.recovered
+    assert position.contract is not None
     return {
         "stage": stage,
-        "price": signed.price if signed is not None else proposed.price if proposed is not None else None,
+        "price": price,
         "limit": proposed.limit if proposed is not None else None,
+        "pays": brings(position.plan(position.contract.index), position.role, price).paid,
+        "commit_at": position.closing_since + CLOSE_WITHIN if waits else None,
         "signed_at": position.closing_since if signed is not None else None,
         "txid": _hex(signed.txid) if signed is not None else None,
         "refusal": _refusal_view(refusal) if stage != "signed" else None,
