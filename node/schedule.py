@@ -160,8 +160,11 @@ class Schedule:
         connection = self.connection(position.peer)
         if connection is None:
             raise WorldError("maker_away", f"maker {position.peer[:8].hex()} is not connected")
-        self._tries[position.id] = Try(self._clock.now(), self._clock.calendar(), connection)
+        self._note_try(position.id, connection)
         nursery.start_soon(self._try, position.id, connection)
+
+    def _note_try(self, order_id: bytes, connection: Connection) -> None:
+        self._tries[order_id] = Try(self._clock.now(), self._clock.calendar(), connection)
 
     async def _try(self, order_id: bytes, connection: Connection) -> None:
         try:
@@ -174,6 +177,7 @@ class Schedule:
             await self._failed(order_id, error)
         except Exception:  # a bug that one rollover met must not take the others down
             log.exception("bug in a rollover", order=order_id.hex())
+        self._note_try(order_id, connection)  # whoever decides by hand takes its time: the next one counts from its end
         self.wake()
 
     async def _roll(self, order_id: bytes, connection: Connection) -> ContractPlan:

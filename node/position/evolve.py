@@ -191,7 +191,7 @@ def _rolled(
             if event.following and last and event.following.announcements == last.announcements:
                 # one copy of what many attempts have in common
                 event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=last.announcements))
-            return attrs.evolve(change, begun=(*position.begun, event)[-MOST_BEGUN:], rollover_refusal=None)
+            return attrs.evolve(change, begun=(*position.begun, event)[-MOST_BEGUN:])
         case RolloverHeld(index, own, following, commit_signature, commit_txid):
             begun = next((each for each in position.begun if each.own == own), None)
             following = following if begun is None else following or begun.following
@@ -211,7 +211,7 @@ def _rolled(
                 commit_txid=commit_txid,
                 held_at=at,
             )
-            return attrs.evolve(change, attempts=(*position.attempts, attempt), begun=())
+            return attrs.evolve(change, attempts=(*position.attempts, attempt), begun=(), rollover_refusal=None)
         case RolloverSigned(index, commit_signature):
             attempts = _at(position, index, lambda a: attrs.evolve(a, commit_signature=commit_signature))
             contract = next((each for each in attempts if each.index == index), None)
