@@ -79,12 +79,12 @@ class RolloverNode:
         if not position.rolling:
             check_rollable(position)
         assert position.offer is not None
+        symbol = position.offer.symbol
         found = await self.standing(position, index_to_roll(position))
         bound = max_rate or default_rate_bound(position.offer.funding_rate)
-        feed = self.feeds.get(position.offer.symbol)
 
         async def feed_price(_: FeedPrice) -> Fraction:
-            return fresh_price(feed)
+            return fresh_price(self.feeds, symbol)
 
         return rollover.taker(found, self.begin, bound), self._host(position.peer, {FeedPrice: feed_price})
 
@@ -193,10 +193,11 @@ def _check_rollable(position: Position) -> None:
         raise Declined(refusal.code, refusal.sentence) from refusal
 
 
-def fresh_price(feed: Feed | None) -> Fraction:
+def fresh_price(feeds: Mapping[str, Feed], symbol: str) -> Fraction:
     """USD, halfway between bid and ask. Raises WorldError (no_quote)."""
+    feed = feeds.get(symbol)
     problem = feed.problem() if feed is not None else "no price feed is configured"
     quote = feed.quote if feed is not None else None
     if quote is None or problem is not None:
-        raise WorldError("no_quote", f"there is no fresh quote: {problem}")
+        raise WorldError("no_quote", f"there is no fresh quote of {symbol}: {problem}")
     return (parse_price(quote.bid) + parse_price(quote.ask)) / 2

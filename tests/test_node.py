@@ -188,9 +188,7 @@ async def market(path: Path, *, hour: float = 2.0, roll: bool = False, **flags: 
     ):
         world.world.market.override = "50000"
         await until(lambda: node.listener.health.up)
-        async with taker_on(
-            world.config, path / "taker", str(node.address), **{"rollover.auto": roll}
-        ) as taker:
+        async with taker_on(world.config, path / "taker", str(node.address), **{"rollover.auto": roll}) as taker:
             await maker.healthy()
             await taker.healthy()
             await give(world, maker, taker)

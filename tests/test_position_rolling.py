@@ -296,7 +296,10 @@ def test_why_a_rollover_did_not_come_about_is_kept_once(role: Role) -> None:
     ]
     assert names == ["RolloverRejected", "RolloverFailed"]
     assert made.position.rollover_refusal == ("no_quote", "no quote False")
-    do(made, rollovers().facts[role][0][0])
+    first = rollovers().facts[role][0]
+    do(made, first[0])
+    assert made.position.rollover_refusal is not None, "the next one binds nobody yet"
+    do(made, first[1])
     assert made.position.rollover_refusal is None
 
 
