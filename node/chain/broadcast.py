@@ -107,7 +107,7 @@ class Broadcaster:
 
         async with trio.open_nursery() as nursery:
             while True:
-                for owner in self._due - busy:
+                for owner in sorted(self._due - busy):  # so that a run can be repeated
                     self._due.discard(owner)
                     busy.add(owner)
                     nursery.start_soon(hand_in, owner)

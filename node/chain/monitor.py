@@ -78,7 +78,7 @@ class Monitor:
                 async for view in views: ...
 
         Never the anchor's script, which the whole world shares."""
-        following = Following(self, frozenset(scripts))
+        following = Following(self, tuple(sorted(set(scripts))))  # in an order that can be repeated
         if ANCHOR_SCRIPT in following.scripts:
             raise ValueError("the anchor's script is everybody's: nobody can follow it")
         for script in following.scripts:
@@ -194,7 +194,7 @@ class _Script:
 class Following:
     """The views of some scripts, in a ``with`` block."""
 
-    def __init__(self, monitor: Monitor, scripts: frozenset[bytes]) -> None:
+    def __init__(self, monitor: Monitor, scripts: tuple[bytes, ...]) -> None:
         self.scripts = scripts
         self._monitor = monitor
         self._last: View | None = None
