@@ -40,6 +40,8 @@ ORACLE_LATE = 600
 log = structlog.get_logger("rollover")
 
 Decide = Callable[[Position, ContractPlan], Awaitable[Conditions | Rejected]]
+Refusal = type[LocalError] | type[Declined]
+"""The taker's own user is told why, or the taker is."""
 
 
 @frozen
@@ -86,7 +88,8 @@ class RolloverNode:
         async def feed_price(_: FeedPrice) -> Fraction:
             return fresh_price(self.feeds, symbol)
 
-        return rollover.taker(found, self.begin, bound), self._host(position.peer, {FeedPrice: feed_price})
+        host = self._host(position.peer, LocalError, {FeedPrice: feed_price})
+        return rollover.taker(found, self.begin, bound), host
 
     @contextmanager
     def maker(self, peer: bytes, decide: Decide) -> Iterator[tuple[Dialogue[ContractPlan], Host]]:
@@ -113,7 +116,7 @@ class RolloverNode:
         try:
             yield (
                 rollover.maker(self.begin),
-                self._host(peer, {FindStanding: find, DecideRollover: decide_rollover}),
+                self._host(peer, Declined, {FindStanding: find, DecideRollover: decide_rollover}),
             )
         finally:
             self._under_way.difference_update(taken)
@@ -148,16 +151,16 @@ class RolloverNode:
 
     # --- the host -----------------------------------------------------------------------------------------------------
 
-    def _host(self, peer: bytes, more: Answers) -> Host:
+    def _host(self, peer: bytes, refusal: Refusal, more: Answers) -> Host:
         async def persist(fact: Fact) -> None:
             for part in fact.facts if isinstance(fact, Together) else (fact,):
                 if isinstance(part, RolloverHeld):
-                    await self._check_in_time(part)
+                    await self._check_in_time(part, refusal)
             await self.setup.positions.call(Positions.remember, fact, peer)
 
         return Host(answers={**self.setup.answers, **more}, persist=persist, compute=self.setup.compute)
 
-    async def _check_in_time(self, held: RolloverHeld) -> None:
+    async def _check_in_time(self, held: RolloverHeld, refusal: Refusal) -> None:
         """Refuse to sign the next contract once the peer may know what either of the two pays out, or once there is no
         time left to finish."""
         self.setup.check_oracle()
@@ -166,11 +169,11 @@ class RolloverNode:
         old = position.plan(held.index - 1)
         left = old.announcements[-1].time - self.setup.clock.calendar()
         if left < BEFORE_EXPIRY:
-            raise LocalError("too_late", f"the contract expires in {left} s: too little to finish its rollover in")
+            raise refusal("too_late", f"the contract expires in {left} s: too little to finish its rollover in")
         for plan in (old, held.next.plan):
-            await self._check_undecided(plan)
+            await self._check_undecided(plan, refusal)
 
-    async def _check_undecided(self, plan: ContractPlan) -> None:
+    async def _check_undecided(self, plan: ContractPlan, refusal: Refusal) -> None:
         for event, announcement in enumerate(plan.announcements):
             since = self.setup.clock.calendar() - announcement.time
             if since < 0:
@@ -178,9 +181,9 @@ class RolloverNode:
             attestation = await self.setup.oracle.call(OracleClient.attestation, announcement)
             if attestation is None:
                 if since < ORACLE_LATE:
-                    raise LocalError("not_attested", f"event {announcement.id} is past and not attested yet")
+                    raise refusal("not_attested", f"event {announcement.id} is past and not attested yet")
             elif covering(transactions_of(plan).outcomes, event, attestation.price):
-                raise LocalError("decided", f"event {announcement.id} is attested, and contract {plan.index} pays out")
+                raise refusal("decided", f"event {announcement.id} is attested, and contract {plan.index} pays out")
 
 
 def _check_rollable(position: Position) -> None:

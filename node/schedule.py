@@ -26,7 +26,6 @@ from node.rollover import RolloverNode
 from protocols import rollover
 from protocols.contract.rolling import START_FROM, START_UNTIL, check_start, funding_for
 from protocols.contract.schedule import HOUR, expiry
-from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractPlan
 from protocols.errors import CodedError, Refused, WorldError
 
@@ -102,9 +101,9 @@ class Schedule:
         connection, last = self.connection(position.peer), self._tries.get(position.id)
         if connection is None or self.node.under_way(position.id):
             return None
+        if position.recovered:
+            return None
         if position.state is State.ROLLING_OVER:
-            if position.recovered:
-                return None
             if last is None or last.connection is not connection:
                 return 0
             return last.at + self.finish_every - self._clock.now()
@@ -117,9 +116,7 @@ class Schedule:
         return self._clock.wall_seconds(at - now) if max(at, now) <= until else None
 
     def _hindrance(self, position: Position) -> str | None:
-        """Why this position is not rolled over by itself, but for time and the maker."""
-        if position.role is not Role.TAKER:
-            return "its taker rolls it over"
+        """Why no rollover of this position is begun by itself, but for time and the maker."""
         if not self.table.auto:
             return "positions are not rolled over by themselves: rollover.auto is off"
         try:
@@ -148,7 +145,7 @@ class Schedule:
             raise NotFound("no_such_position", f"there is no position {order_id.hex()}")
         if self.node.under_way(order_id):
             raise Conflict("busy", "a rollover of this position is under way already")
-        if position.state is not State.ROLLING_OVER:
+        if position.recovered or position.state is not State.ROLLING_OVER:
             try:
                 check_rollable(position)
             except RefusedCommand as refusal:
@@ -203,18 +200,23 @@ class Schedule:
             return {}
         first, until = _window(position)
         wait = self._wait(position)
-        reason = self._hindrance(position) if position.state is not State.ROLLING_OVER else None
-        if reason is None and self.connection(position.peer) is None:
-            reason = "the maker is not connected"
-        if reason is None and self._clock.calendar() > until and position.state is not State.ROLLING_OVER:
-            reason = "the contract expires too soon"
         return {
             "from": first,
             "until": until,
             "next_try": self._clock.now() + max(wait, 0) if wait is not None else None,
-            "reason": reason,
+            "reason": self._reason(position, until),
             "estimate": _estimate(position, max(first, self._clock.calendar())),
         }
+
+
+    def _reason(self, position: Position, until: int) -> str | None:
+        """Why nothing is tried any more, or not now; None if it is only a matter of time."""
+        if position.recovered or position.state is not State.ROLLING_OVER:
+            if hindrance := self._hindrance(position):
+                return hindrance
+            if self._clock.calendar() > until:
+                return "the contract expires too soon for another rollover"
+        return None if self.connection(position.peer) else f"maker {position.peer[:8].hex()} is not connected"
 
 
 def _expiry(position: Position) -> int:
