@@ -227,7 +227,7 @@ class Settler:
         rejected = isinstance(error, Refused)
         try:
             await self.node.base.positions.call(
-                Positions.execute, order_id, fail_close(error.code, error.sentence, rejected=rejected)
+                Positions.record, order_id, fail_close(error.code, error.sentence, rejected=rejected)
             )
         except WorldError as down:
             log.warning("a failed close is not on record yet", order=order_id.hex(), reason=down.sentence)

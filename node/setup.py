@@ -132,7 +132,7 @@ class SetupNode:
         Nor can it be while the store is away; the positions are gone through when it is back (`run_positions`).
         """
         try:
-            await self.positions.call(Positions.execute, order_id, fail_setup(error.code, error.sentence))
+            await self.positions.call(Positions.record, order_id, fail_setup(error.code, error.sentence))
         except LocalError as refusal:
             if refusal.code != "already_signed":
                 raise

@@ -431,3 +431,18 @@ async def test_one_record_that_cannot_be_read_is_told_and_hides_no_other() -> No
             assert set(positions.unreadable) == {damaged}
             assert told.health.reason == positions.unreadable[damaged]
         nursery.cancel_scope.cancel()
+
+
+async def test_what_happened_all_the_same_is_written_once_the_disk_takes_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    disk = Disk()
+    async with book(partial(run_memory_store, disk)) as this:
+        await this.execute(PLACE)
+        disk.full = True
+        await this.positions.call(Positions.record, ORDER_ID, fail_setup("peer_gone", "the peer is gone"))
+        await trio.sleep(60)
+        assert this.now().all()[0].state is State.ORDERED
+        disk.full = False
+        await trio.sleep(60)
+        assert this.now().all()[0].state is State.REJECTED

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import structlog
 import trio
 from attrs import evolve as changed
 
 from node.chain.latest import Latest
+from node.errors import Disconnected
 from node.eventstore.codec import BadEvent
 from node.eventstore.interface import Blob, Conflict, EventStore
 from node.health import UNREPORTED, Report
@@ -42,6 +44,8 @@ from protocols.errors import LocalError, WorldError
 _log = structlog.get_logger(__name__)
 
 CONFLICT_TRIES = 5
+AGAIN = 10.0
+"""Seconds until a disk that refused to take something is asked again."""
 STREAM = "position/"
 """What the names of positions' streams begin with; the order id follows in hex."""
 
@@ -60,6 +64,8 @@ class Positions:
         """Positions of which the disk may know more."""
         self._points: set[bytes] = set()
         self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
+        self._owed: list[tuple[bytes, Command]] = []
+        """What the disk did not take yet, though nobody waits for it."""
         self.unreadable: dict[bytes, str] = {}
         """Positions whose record is damaged, with what is wrong: the disk must be mended."""
         self.changed = Latest(0)
@@ -136,6 +142,30 @@ class Positions:
             if order_id not in self._positions and not self._locks[order_id].locked():
                 del self._locks[order_id]
         return position
+
+    async def record(self, order_id: bytes, command: Command) -> None:
+        """As `execute`, for what has happened whether or not it can be written: a disk that is full is asked again.
+
+        `Disconnected` is the caller's: the next life of the positions begins with what is on disk.
+        """
+        try:
+            await self.execute(order_id, command)
+        except Disconnected:
+            raise
+        except WorldError as error:
+            _log.warning("not on record yet", order=order_id.hex(), reason=error.sentence)
+            self._owed.append((order_id, command))
+
+    async def keep_record(self) -> NoReturn:
+        """Write what `record` could not, as soon as the disk takes it."""
+        while True:
+            await trio.sleep(AGAIN)
+            owed, self._owed = self._owed, []
+            for order_id, command in owed:
+                try:
+                    await self.record(order_id, command)
+                except LocalError as refusal:  # the position has gone on since
+                    _log.info("not recorded any more", order=order_id.hex(), reason=refusal.sentence)
 
     async def _execute(self, order_id: bytes, command: Command, blobs: Sequence[Blob]) -> Position:
         for _ in range(CONFLICT_TRIES):
@@ -214,4 +244,4 @@ async def run_positions(
         if positions.unreadable:
             report.degraded("; ".join(positions.unreadable.values()))
         task_status.started(positions)
-        await trio.sleep_forever()
+        await positions.keep_record()
