@@ -208,7 +208,6 @@ class Schedule:
             "estimate": _estimate(position, max(first, self._clock.calendar())),
         }
 
-
     def _reason(self, position: Position, until: int) -> str | None:
         """Why nothing is tried any more, or not now; None if it is only a matter of time."""
         if position.recovered or position.state is not State.ROLLING_OVER:
