@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tests.simulation.faults import DISK, Fault, Faults, Step, faults_of
 from tests.simulation.run import Outcome, run
@@ -26,7 +26,10 @@ class Case:
 
     def run(self) -> Outcome:
         plan = {self.step: self.fault} if self.step is not None and self.fault is not None else {}
-        return run(SCENARIOS[self.scenario], faults=Faults(plan=plan))
+        outcome = run(SCENARIOS[self.scenario], faults=Faults(plan=plan))
+        if plan and not outcome.struck:
+            return evolve(outcome, violations=(*outcome.violations, "it never came to this step"))
+        return outcome
 
 
 def cases(scenario: str) -> list[Case]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -38,7 +38,8 @@ class Outcome:
     struck: tuple[tuple[Step, Fault], ...]
     digest: str
     """Of all that is on the nodes' disks: the same for the same seed."""
-    logs: list[dict[str, Any]] = field(repr=False)
+    logs: tuple[Mapping[str, Any], ...] = field(repr=False)
+    """What the nodes logged: each with the time (hours of the calendar) and the node."""
 
 
 @contextmanager
@@ -82,8 +83,23 @@ def quick() -> Iterator[None]:
 
 
 def run(scenario: Scenario, seed: int = 0, faults: Faults | None = None) -> Outcome:
-    """Play a scenario, leave everybody alone until it is quiet, and judge."""
+    """Play a scenario, and judge."""
     faults = faults or Faults()
+
+    async def tell(story: Story) -> None:
+        world = story.world
+        faults.open = False
+        world.add("maker", spend=scenario.spend)
+        world.add("taker", "maker", spend=scenario.spend, roll=scenario.roll)
+        prepared = await scenario.prepare(story)
+        faults.open = True
+        await scenario.play(story, prepared)
+
+    return play(scenario.name, seed, tell, faults)
+
+
+def play(name: str, seed: int, tell: Callable[[Story], Awaitable[None]], faults: Faults) -> Outcome:
+    """Let users live a story, leave everybody alone until it is quiet, and judge."""
     logs: list[dict[str, Any]] = []
     outcome: list[Outcome] = []
 
@@ -96,29 +112,17 @@ def run(scenario: Scenario, seed: int = 0, faults: Faults | None = None) -> Outc
         with copied_chain(wall) as chain:
             async with trio.open_nursery() as nursery:
                 world = World(seed, chain, nursery, faults, started)
-                story = Story(world)
                 nursery.start_soon(world.mine_on_schedule)
-                faults.open = False
-                world.add("maker", spend=scenario.spend)
-                world.add("taker", "maker", spend=scenario.spend, roll=scenario.roll)
-                prepared = await scenario.prepare(story)
-                faults.open = True
-                await scenario.play(story, prepared)
+                story = Story(world)
+                await tell(story)
                 faults.end()
                 await rest(world)
                 found = gather(story)
                 world.over = True
+                violations = *judge(found), *bugs(world)
+                trace, struck = tuple(faults.trace), tuple(faults.struck)
                 outcome.append(
-                    Outcome(
-                        scenario.name,
-                        seed,
-                        (*judge(found), *bugs(world, logs)),
-                        summary(found),
-                        tuple(faults.trace),
-                        tuple(faults.struck),
-                        digest(world),
-                        logs,
-                    )
+                    Outcome(name, seed, violations, summary(found), trace, struck, digest(world), tuple(logs))
                 )
                 nursery.cancel_scope.cancel()
 
@@ -151,7 +155,7 @@ def digest(world: World) -> str:
     return found.hexdigest()[:16]
 
 
-def bugs(world: World, logs: list[dict[str, Any]]) -> list[str]:
+def bugs(world: World) -> list[str]:
     """Exceptions that nobody expected."""
     found = list(world.bugs)
     for player in world.players.values():

@@ -12,6 +12,7 @@ from node.oracle.server import Behaviour, Mode
 from node.position.book import Positions
 from node.position.commands import force_close
 from node.position.state import Position, State
+from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import REGTEST_TIMELOCKS, Side
 from protocols.errors import LocalError, WorldError
 from protocols.offers import ID_LENGTH, Offer
@@ -50,12 +51,15 @@ class Story:
         """A fresh one on the maker's board; None while the maker is away."""
         if not await self.until(lambda: maker.up):
             return None
-        node, price = maker.maker, self.world.price(symbol)
+        node, price, lot = maker.maker, self.world.price(symbol), SYMBOLS[symbol].lot
         offer = evolve(
             OFFER,
             id=node.core.setup.entropy(ID_LENGTH),
+            symbol=symbol,
             side=side,
             price=str(price),
+            lot=lot,
+            min_quantity=lot,
             oracle=node.core.setup.oracle_keys,
             timelocks=REGTEST_TIMELOCKS,
             created=int(node.core.clock.now()),

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,9 @@ class _Methods(Methods):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world.chain, world.index, world.mempool)
         self._world, self._name = world, name
-        self.fee_rate = world.fee_rate
+
+    def estimate_fee(self, number: object, mode: object = None) -> Json:
+        return self._world.fee_rate / 10**5
 
     def broadcast(self, raw_tx: object) -> Json:
         self._world.handed_in(self._name, str(raw_tx))
@@ -281,6 +284,7 @@ class Life:
         return self.player.name
 
     async def run(self) -> None:
+        _speaking.set(f"{self.name} #{self.number}")
         try:
             with self.scope:
                 await self.node.core.supervisor.run()
@@ -367,6 +371,7 @@ class World(ChainView):
         self.index = Index(chain)
         self.mempool = Mempool(chain, self.index)
         self.first_coins = dict(self.index.coins)
+        self.first_height = chain.height
         self.network = Network()
         self.fee_rate = 2
         """What the Electrum servers estimate, sat/vB."""
@@ -503,12 +508,17 @@ def txid_of_raw(raw: str) -> bytes:
     return txid_of(CTransaction.deserialize(bytes.fromhex(raw)))
 
 
+_speaking: ContextVar[str] = ContextVar("speaking", default="")
+"""Whose task it is."""
+
+
 @contextmanager
 def quiet_logs(keep: list[dict[str, Any]]) -> Iterator[None]:
     """Collect what is logged instead of printing it."""
 
     def collect(_: object, method: str, event: MutableMapping[str, Any]) -> Any:
-        keep.append({"level": method, **event})
+        hours = trio.current_time() / HOUR
+        keep.append({"hours": round(hours, 3), "node": _speaking.get(), "level": method, **event})
         raise structlog.DropEvent
 
     before = structlog.get_config()["processors"]
