@@ -16,6 +16,7 @@ from node.desk import Desk
 from node.network.address import Identity, PeerAddress
 from node.network.conversation import Host, speak
 from node.network.endpoint import Endpoint
+from node.position.book import Positions
 from node.position.deadlines import DeadlineKeeper
 from node.position.state import Position
 from node.settlement import SettlementNode
@@ -24,9 +25,17 @@ from protocols import settlement
 from protocols.contract.closing import Close
 from protocols.contract.payout import Payout
 from protocols.contract.terms import REGTEST_TIMELOCKS, Role
-from protocols.dialogue import Dialogue, Send, receive
+from protocols.dialogue import Dialogue, Fact, Send, receive
 from protocols.errors import Declined, Refused
-from protocols.settlement import AcceptSpend, CheckClose, ProposeSpend
+from protocols.settlement import (
+    AcceptSpend,
+    CheckClose,
+    CloseComplete,
+    CloseSigned,
+    ProposeSpend,
+    SpendComplete,
+    SpendSigned,
+)
 from tests.test_node import Api, Market, market
 from tests.worlds import until
 
@@ -57,7 +66,8 @@ async def comes_about(this: Market, order_id: str, stage: str) -> Any:
     """The taker's view of a close, once it came so far."""
 
     async def there() -> Any:
-        closing = (await this.taker.position(order_id))["closing"]
+        answer = await this.taker.http.get(f"/positions/{order_id}")
+        closing = answer.json()["closing"] if answer.is_success else None  # its services may just begin anew
         return closing if closing is not None and closing["stage"] == stage else None
 
     return await this.taker.sees(there)
@@ -72,8 +82,8 @@ def recorded(node: Api, order_id: str) -> Position:
 
 async def closed(this: Market, order_id: str) -> tuple[Any, Any]:
     """Both views, once the close is final."""
-    await comes_about(this, order_id, "signed")
-    await this.confirm((await this.taker.position(order_id))["closing"]["txid"], 3)
+    closing = await comes_about(this, order_id, "signed")
+    await this.confirm(closing["txid"], 3)
     return await this.both(order_id, "closed")
 
 
@@ -83,9 +93,12 @@ async def confirmed_balance(node: Api) -> int:
 
 
 async def test_a_close_pays_both_exactly_what_was_shown(tmp_path: Path) -> None:
-    """At a price that differs from the opening one, with fees owed, to the satoshi of contract.md."""
+    """At a price that differs from the opening one, with fees owed, to the satoshi of contract.md. Nobody raises its
+    fee here, which would be paid out of that."""
     async with market(tmp_path, hour=3600.0) as this:
         order_id = await opened(this)
+        for node in (this.maker, this.taker):
+            node.core.supervisor["bumping"].stop()
         this.world.world.market.override = "55000"
 
         async def moved() -> Any:
@@ -161,6 +174,17 @@ async def test_what_keeps_a_close_from_coming_about_is_said(tmp_path: Path, monk
         closing = await comes_about(this, order_id, "refused")
         assert closing["refusal"] == {"code": "declined_by_hand", "sentence": "not on a Sunday"}
 
+        await preview(this, order_id)
+        await this.taker.done(path)
+        await this.maker.sees(asked)
+        this.taker.core.supervisor["settlements"].restart()
+        closing = await comes_about(this, order_id, "refused")
+        assert closing["refusal"]["code"] == "interrupted"
+
+        async def none() -> bool:
+            return not await asked()
+
+        await this.maker.sees(none)
         await preview(this, order_id)
         await this.taker.done(path)
         (request,) = await this.maker.sees(asked)
@@ -399,3 +423,62 @@ async def test_without_the_makers_help_the_cet_pays(tmp_path: Path) -> None:
         _, taking = await this.both(order_id, "settled")
         assert taking["paid"]["kind"] == "cet"
         assert recorded(this.maker, order_id).spend is None
+
+
+# --- every moment at which a node may die -----------------------------------------------------------------------------
+
+KILLED = [
+    (Role.TAKER, CloseSigned, "close"),
+    (Role.MAKER, CloseSigned, "close"),
+    (Role.TAKER, CloseComplete, "close"),
+    (Role.TAKER, SpendSigned, "spend"),
+    (Role.MAKER, SpendSigned, "spend"),
+    (Role.TAKER, SpendComplete, "spend"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "record", "kind"), KILLED)
+async def test_a_node_that_dies_behind_a_record_finishes_what_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: Role, record: type[Fact], kind: str
+) -> None:
+    """Both end by the same transaction, and their users do nothing about it."""
+    monkeypatch.setattr(settling, "AGAIN", 1.0)
+    remember, victims = Positions.remember, set[Positions]()
+
+    async def deadly(positions: Positions, fact: Fact, peer: bytes) -> None:
+        await remember(positions, fact, peer)
+        if positions in victims and isinstance(fact, record):
+            victims.clear()
+            for name in ("positions", "network", "broadcaster"):
+                node.core.supervisor[name].restart()
+
+    monkeypatch.setattr(Positions, "remember", deadly)
+    async with market(tmp_path, hour=3600.0 if kind == "close" else 2.0) as this:
+        node = this.taker if victim is Role.TAKER else this.maker
+        order_id = await opened(this)
+
+        def arm() -> None:
+            with node.core.positions.lent() as positions:
+                victims.add(positions)
+
+        if kind == "close":
+            await preview(this, order_id)
+            arm()
+            await this.taker.done(f"/positions/{order_id}/close")
+            making, taking = await closed(this, order_id)
+        else:
+            arm()
+            await this.liquidate()
+            _, taking = await this.both(order_id, "settling")
+            await this.confirm(taking["contract"]["commit_txid"])
+
+            async def signed() -> Any:
+                answer = await this.taker.http.get(f"/positions/{order_id}")
+                return answer.json()["settlement"]["spend_txid"] if answer.is_success else None
+
+            await this.confirm(await this.taker.sees(signed), 3)
+            making, taking = await this.both(order_id, "settled")
+        assert victims == set()
+        assert making["paid"]["kind"] == taking["paid"]["kind"] == kind
+        assert making["paid"]["txid"] == taking["paid"]["txid"]
