@@ -106,6 +106,8 @@ async def test_a_close_pays_both_exactly_what_was_shown(tmp_path: Path) -> None:
             return shown if shown["price"] == "55000" and not shown["problem"] else None
 
         shown = await this.taker.sees(moved)
+        theirs = this.maker.core.feeds["BTCUSD"]
+        await until(lambda: theirs.quote is not None and theirs.quote.bid == "55000")
         position = recorded(this.taker, order_id)
         plan = position.plan()
         payout = Payout(plan.terms)
