@@ -553,7 +553,7 @@ ORACLE = (
     _rule(
         "answers are kept for ever",
         "Keep raw bytes for ever.",
-        cut(OracleClient.announcement, "if kept is None:\n                await"),
+        cut(OracleClient.announcement, "if kept is None:\n            await"),
         "?oracleclient",
     ),
     _rule(

@@ -165,7 +165,7 @@ FIRST = (
         swap(
             Positions._execute,
             "new = [CODEC.encode(event) for event in events]",
-            "new = [CODEC.encode(event) for event in events]\n            self._take(replay(order_id, events), events)",
+            "new = [CODEC.encode(event) for event in events]\n        self._take(evolve(position, events[0]), events)",
         ),
         "?book",
     ),
