@@ -32,10 +32,21 @@ from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import Attempt
 from protocols.dialogue import Dialogue, Fact
 from protocols.errors import Declined, LocalError, WorldError
-from protocols.rollover import Conditions, DecideRollover, FeedPrice, FindStanding, RolloverHeld, Standing, Together
+from protocols.rollover import (
+    Conditions,
+    DecideRollover,
+    FeedPrice,
+    FindStanding,
+    RolloverBegun,
+    RolloverHeld,
+    Standing,
+    Together,
+)
 
 ORACLE_LATE = 600
 """Seconds of the calendar for which a rollover waits for an event that is past to be attested."""
+BEGIN_EVERY = 60
+"""Seconds of the calendar between two attempts at a rollover that a maker begins: each is kept for ever."""
 
 log = structlog.get_logger("rollover")
 
@@ -52,6 +63,8 @@ class RolloverNode:
     feeds: Mapping[str, Feed]
     _under_way: set[bytes] = field(init=False, factory=set)
     """Orders whose position a dialogue is about; a position has one at a time."""
+    _begun_at: dict[bytes, int] = field(init=False, factory=dict)
+    """By order the calendar's time at which the last attempt was begun."""
 
     @contextmanager
     def alone(self, order_id: bytes) -> Iterator[None]:
@@ -115,7 +128,7 @@ class RolloverNode:
 
         try:
             yield (
-                rollover.maker(self.begin),
+                rollover.maker(self._begin_in_turn),
                 self._host(peer, Declined, {FindStanding: find, DecideRollover: decide_rollover}),
             )
         finally:
@@ -144,6 +157,13 @@ class RolloverNode:
         )
         return Attempt(salt, keys)
 
+    def _begin_in_turn(self, found: Standing) -> Attempt:
+        """Raises `Declined` while the last attempt was begun just now."""
+        last = self._begun_at.get(found.plan.order_id)
+        if last is not None and (left := last + BEGIN_EVERY - self.setup.clock.calendar()) > 0:
+            raise Declined("too_often", f"another rollover of this position may be begun in {left} s")
+        return self.begin(found)
+
     def _position(self, order_id: bytes) -> Position | None:
         with self.setup.positions.lent() as positions:
             return positions.get(order_id)
@@ -157,6 +177,8 @@ class RolloverNode:
                 if isinstance(part, RolloverHeld):
                     await self._check_in_time(part, refusal)
             await self.setup.positions.call(Positions.remember, fact, peer)
+            if isinstance(fact, RolloverBegun):
+                self._begun_at[fact.order_id] = self.setup.clock.calendar()
 
         return Host(answers={**self.setup.answers, **more}, persist=persist, compute=self.setup.compute)
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.lowlevel
 from attrs import Factory, define
+from structlog.testing import capture_logs
 
 from node.cli import main
 from node.desk import SetRate
@@ -23,10 +24,12 @@ from node.network.conversation import Host, speak
 from node.oracle.server import Behaviour, Mode
 from node.policy import Policy
 from node.position.state import Position, State
+from node.rollover import BEGIN_EVERY
 from protocols import rollover
 from protocols.contract.payout import Payout
 from protocols.contract.rolling import START_FROM, funding_for
 from protocols.contract.schedule import HOUR as CALENDAR_HOUR
+from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import Role
 from protocols.dialogue import Send, receive
 from protocols.errors import Refused
@@ -77,11 +80,11 @@ class Rolling(Story):
         assert taking is not None
         return making, taking
 
-    async def one(self) -> bytes:
+    async def one(self, symbol: str = "BTCUSD") -> bytes:
         """A position that is open on both sides."""
-        offer = await self.offer(self.maker)
+        offer = await self.offer(self.maker, symbol=symbol)
         assert offer is not None
-        order_id = await self.order(self.taker, offer)
+        order_id = await self.order(self.taker, offer, offer.lot * 10)
         assert await self.opened(order_id)
         assert order_id is not None
         return order_id
@@ -124,9 +127,11 @@ async def playing(*, roll: bool = True, faults: Faults | None = None) -> AsyncIt
             world.add("taker", "maker", roll=roll)
             story = Rolling(world)
             story.listen()
-            yield story
+            with capture_logs() as logs:
+                yield story
             world.over = True
             assert world.bugs == []
+            assert [each["event"] for each in logs if each["log_level"] in ("error", "critical")] == []
             nursery.cancel_scope.cancel()
 
 
@@ -143,9 +148,10 @@ def points(position: Position) -> set[bytes]:
 # --- by itself --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_position_rolls_over_by_itself_again_and_again(autojump_clock: object) -> None:
+@pytest.mark.parametrize("symbol", SYMBOLS)
+async def test_a_position_rolls_over_by_itself_again_and_again(autojump_clock: object, symbol: str) -> None:
     async with playing() as story:
-        order_id = await story.one()
+        order_id = await story.one(symbol)
         making, taking = before, _ = story.both(order_id)
         for index in (1, 2):
             making, taking = await story.rolled(order_id, index)
@@ -389,6 +395,31 @@ async def test_the_users_word_is_refused_with_the_reason(autojump_clock: object)
         await story.rolled(order_id, 1)
         await story.force_close(story.taker, order_id)
         assert refusal() == "commit_out"
+
+
+async def test_a_maker_begins_no_attempt_a_moment_after_the_last_one(autojump_clock: object) -> None:
+    """Each is on its disk for ever."""
+    async with playing(roll=False) as story:
+        order_id = await story.one()
+        await story.hour(2.5)
+        node = story.taker.taker.schedule.node
+        (connection,) = story.taker.taker.connections.values()
+        standing = await node.standing(story.both(order_id)[1], 0)
+
+        async def propose() -> RolloverTerms:
+            own = node.begin(standing).keys.points
+            await Send(ProposeRollover(order_id, 0, own.publish, own.revoke))
+            return await receive(RolloverTerms, within=60)
+
+        first = await speak(connection, rollover.PROTOCOL, propose(), Host())
+        with pytest.raises(Refused) as refused:
+            await speak(connection, rollover.PROTOCOL, propose(), Host())
+        assert refused.value.code == "too_often"
+        await trio.sleep(BEGIN_EVERY * HOUR / CALENDAR_HOUR)
+        second = await speak(connection, rollover.PROTOCOL, propose(), Host())
+        assert second.event_ids == first.event_ids
+        assert {first.publish, first.revoke}.isdisjoint({second.publish, second.revoke})
+        assert len(story.both(order_id)[0].begun) == 2
 
 
 async def test_nobody_but_its_taker_rolls_a_position_over(autojump_clock: object) -> None:
