@@ -64,6 +64,7 @@ class Settler:
     """Positions whose maker spends no commit together with us."""
 
     async def run(self, *, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. A close that was asked for and not signed in an earlier life is over: the price is old."""
         with self.node.base.positions.lent() as positions:
             for position in positions.all():
                 if position.proposed is not None and position.closing is None and position.close_refusal is None:

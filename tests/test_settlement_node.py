@@ -53,7 +53,8 @@ async def opened(this: Market) -> str:
 
 
 async def preview(this: Market, order_id: str) -> Any:
-    """Of a close that could be proposed now."""
+    """Of a close that could be proposed now, and that the maker has a quote to judge by."""
+    await until(lambda: this.maker.core.feeds["BTCUSD"].problem() is None)
 
     async def without_a_problem() -> Any:
         shown = await this.taker.get(f"/positions/{order_id}/close")
@@ -68,7 +69,10 @@ async def comes_about(this: Market, order_id: str, stage: str) -> Any:
     async def there() -> Any:
         answer = await this.taker.http.get(f"/positions/{order_id}")
         closing = answer.json()["closing"] if answer.is_success else None  # its services may just begin anew
-        return closing if closing is not None and closing["stage"] == stage else None
+        if closing is None or closing["stage"] != stage:
+            assert closing is None or closing["stage"] != "refused", closing["refusal"]
+            return None
+        return closing
 
     return await this.taker.sees(there)
 
