@@ -244,6 +244,13 @@ class RolloverTable(_Table):
     """The largest funding rate per 24 h that is accepted, of either sign; unless given, ten times that which the
     position was opened with, at least 0.001 and at most 0.005."""
 
+    @field_validator("max_rate")
+    @classmethod
+    def _without_a_sign(cls, rate: str | None) -> str | None:
+        if rate is not None and rate.startswith("-"):
+            raise ValueError("is negative: it bounds rates of either sign")
+        return rate
+
 
 class RegtestTable(_Table):
     """What a regtest world says of itself in its ``world.toml``."""

@@ -92,7 +92,8 @@ class RolloverNode:
         LocalError naming why there can be none, or WorldError.
         """
         if not position.rolling:
-            check_rollable(position)
+            contract = check_rollable(position)
+            await self._check_undecided(position.plan(contract.index), LocalError)  # before anything is on record
         assert position.offer is not None
         symbol = position.offer.symbol
         found = await self.standing(position, index_to_roll(position))

@@ -197,7 +197,7 @@ class Schedule:
         """When it may be rolled over (calendar), when it is tried next (wall clock), why not, and what it would cost by
         the last known rate."""
         if position.contract is None or position.ended:
-            return {}
+            return dict.fromkeys(("from", "until", "next_try", "reason", "estimate"))
         first, until = _window(position)
         wait = self._wait(position)
         return {

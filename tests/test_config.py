@@ -172,6 +172,14 @@ def test_a_wrong_flag_is_named_with_its_value_and_what_is_allowed(
     assert refusal(MakerConfig, world, **{flag: value}).startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"), [("-0.001", "is negative: it bounds rates of"), ("2", "is not a decimal string")]
+)
+def test_the_bound_of_a_rollovers_rate_is_a_rate_without_a_sign(world: Path, rate: str, told: str) -> None:
+    sentence = refusal(TakerConfig, world, rollover__max_rate=rate)
+    assert sentence.startswith(f"--rollover-max-rate: '{rate}' {told}")
+
+
 def test_a_wrong_peer_address_is_named(world: Path) -> None:
     assert refusal(TakerConfig, world, makers=["02" * 32 + "@h"]).startswith("--makers: peer address: 'h' has no port")
 

@@ -17,7 +17,7 @@ from attrs import Factory, define
 from structlog.testing import capture_logs
 
 from node.cli import main
-from node.desk import SetRate
+from node.desk import Said, SetRate
 from node.errors import Conflict, NotFound
 from node.eventstore.memory import MemoryBackend
 from node.network.conversation import Host, speak
@@ -347,6 +347,62 @@ async def test_an_event_that_is_past_is_waited_for_ten_minutes(autojump_clock: o
         assert (making.state, taking.state) == (State.OPEN, State.OPEN)
 
 
+@pytest.mark.parametrize(("late", "signed"), [("rollover_terms", 1), ("taker_signatures", 2)])
+async def test_an_event_that_comes_while_a_rollover_is_agreed_on(
+    autojump_clock: object, late: str, signed: int
+) -> None:
+    """The side that is about to sign waits for its outcome; when it is known, the rollover is finished."""
+    faults = Faults(draw=lambda step: Fault.DELAY if step.name == late else None)
+    async with playing(roll=False, faults=faults) as story:
+        order_id = await story.one()
+        await story.hour(2.17)  # runs begin ten minutes past an hour, and the message is late by three quarters of one
+        story.taker.taker.roll_over(order_id)
+        story.world.oracle.behaviour = Behaviour(Mode.SILENT)
+        await story.refused(order_id, "not_attested")
+        making, taking = story.both(order_id)
+        assert (len(making.attempts), len(taking.attempts)) == (1, signed)
+        assert [len(making.begun), len(taking.begun)] == [1, 1 if signed == 1 else 0]
+        faults.draw = lambda _: None
+        story.world.oracle.behaviour = Behaviour()
+        if signed == 1:
+            story.taker.taker.roll_over(order_id)
+        making, taking = await story.rolled(order_id, 1)
+        assert making.plan() == taking.plan()
+
+
+async def test_nothing_is_signed_when_too_little_time_is_left(autojump_clock: object) -> None:
+    faults = Faults(draw=lambda step: Fault.DELAY if step.name == "rollover_terms" else None)
+    async with playing(roll=False, faults=faults) as story:
+        order_id = await story.one()
+        _, taking = story.both(order_id)
+        await story.hour((expiry(taking) - EPOCH) / CALENDAR_HOUR - 1.1)
+        story.taker.taker.roll_over(order_id)
+        assert "too little to finish" in await story.refused(order_id, "too_late")
+        making, taking = story.both(order_id)
+        assert len(making.attempts) == len(taking.attempts) == 1
+
+
+async def test_a_position_rolls_over_once_at_a_time(autojump_clock: object) -> None:
+    """Whatever a taker asks for."""
+    async with playing(roll=False) as story:
+        order_id = await story.one()
+        await story.hour(2.5)
+        desk = story.maker.maker.desk
+        desk.policy = desk.policy.changed(Policy(accept_rollovers="manual"))
+        story.taker.taker.roll_over(order_id)
+        assert await story.until(lambda: bool(desk.waiting))
+        node, (connection,) = story.taker.taker.schedule.node, story.taker.taker.connections.values()
+        dialogue, host = await node.taker(story.both(order_id)[1], None)
+        with pytest.raises(Refused) as refused:
+            await speak(connection, rollover.PROTOCOL, dialogue, host)
+        assert refused.value.code == "busy"
+        (request,) = desk.waiting.values()
+        desk.accept(request.id, Said(funding_rate="0.002", price="54100"))
+        _, taking = await story.rolled(order_id, 1)
+        assert taking.terms is not None
+        assert (taking.attempts[1].funding_rate, taking.terms.reference) == ("0.002", "54100")
+
+
 async def test_nothing_is_signed_once_an_event_decided_the_contract(autojump_clock: object) -> None:
     """Even when the keeper of attestations has not heard of it yet."""
     async with playing(roll=False) as story:
@@ -472,6 +528,9 @@ async def test_a_node_that_was_restored_learns_that_its_record_is_too_old(autoju
         other = story.position(story.maker if who == "taker" else story.taker, order_id)
         assert other is not None
         assert not other.recovered
+        if who == "taker":
+            assert "may be older" in story.shown(order_id)["reason"]
+            assert story.shown(order_id)["next_try"] is None
 
 
 # --- over TCP ---------------------------------------------------------------------------------------------------------
