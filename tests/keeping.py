@@ -78,7 +78,11 @@ class Rolled:
         return complete_commit(plan, publisher, keys[publisher], signature)
 
     def txid(self, index: int) -> bytes:
+        """Of the commit."""
         return transactions_of(self.plans[index]).commit_txid
+
+    def refund(self, index: int) -> CTransaction:
+        return transactions_of(self.plans[index]).refund
 
 
 async def roll(made: Deal, node: Node, *, later: int = 1) -> Rolled:

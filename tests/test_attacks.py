@@ -11,6 +11,7 @@ import pytest
 import trio
 from attrs import define, evolve
 from bitcoin.core import CTransaction
+from btclib_secp256k1 import keys as curve
 
 from node.clock import Clock
 from node.errors import Conflict
@@ -23,15 +24,20 @@ from node.position.state import State
 from node.regtest.mempool import Entry
 from node.taker import check_fineness
 from protocols.contract import schnorr
+from protocols.contract.announcements import price_digits
 from protocols.contract.funding import FundingInput
+from protocols.contract.numbers import ORDER
+from protocols.contract.oracle import OLIVIA
 from protocols.contract.outcomes import covering, settlement_outcomes
 from protocols.contract.payout import Payout
 from protocols.contract.sighash import TxOut, signature_hash
+from protocols.contract.signing import anticipation
 from protocols.contract.terms import REGTEST_TIMELOCKS, TOLERANCE_FAR, TOLERANCE_NEAR, Role, Side
 from protocols.contract.transactions import completed, vsize
 from protocols.contract_setup import SignLock
 from protocols.errors import LocalError, RemoteProtocolError
-from tests.positions import history, view, wanted
+from tests.keeping import chained
+from tests.positions import LAST, attestation, history, view, wanted
 from tests.setups import OFFER, Trader
 from tests.worlds import Node, deal, running_world, until
 
@@ -269,3 +275,71 @@ def test_the_peers_commit_that_a_reorganisation_took_is_brought_back_by_us() -> 
     blocks = REGTEST_TIMELOCKS.refund
     ours.do(observe(view(105 + blocks, (lock, 100), ({txid: raw}, 105))))
     assert wanted(ours).keys() == {ours.position.transactions().refund.GetTxid()}
+
+
+# --- three attacks that were published against plain designs ----------------------------------------------------------
+
+
+def test_the_olivia_combination_opens_no_other_price() -> None:
+    """An attestation's scalars, each scaled by 1, 2 or ½, add up to the openings of other prices when digits are summed
+    plainly. Here every CET of a real contract is tried, which is what there is to steal."""
+    attested = attestation(LAST, 49_262)
+    transactions = history(Role.TAKER).position.transactions()
+    announced = transactions.plan.announcements[LAST]
+    paying = covering(transactions.outcomes, LAST, 49_262)
+    assert paying is not None
+    scalars = [int.from_bytes(scalar, "big") for scalar in attested.scalars]
+    weighted = [OLIVIA.weight(announced, index) * scalar for index, scalar in enumerate(scalars)]
+    plainly, opened = set(), set()
+    for outcome in transactions.by_event[LAST]:
+        pairs = zip(price_digits(49_262), outcome.digits, strict=False)
+        factors = [{("0", "1"): 2, ("1", "0"): pow(2, -1, ORDER)}.get(pair, 1) for pair in pairs]
+        plain, heavy = (
+            curve.pubkey_from_prvkey(sum(factor * each for factor, each in zip(factors, those, strict=False)) % ORDER)
+            for those in (scalars, weighted)
+        )
+        points = [OLIVIA.digit_point(announced, index, int(digit)) for index, digit in enumerate(outcome.digits)]
+        if plain == curve.pubkey_combine([*map(curve.serialize, points)]):
+            plainly.add(outcome.digits)
+        if anticipation(announced).point(outcome.digits) in (plain, heavy):
+            opened.add(outcome.digits)
+    assert plainly > {paying.digits}  # summed plainly, the peer would choose
+    assert opened == {paying.digits}
+
+
+@pytest.mark.parametrize("answer", ["silence", "n", "n + 1"])
+async def test_the_rollover_ransom_gains_nothing(tmp_path: Path, answer: str) -> None:
+    """The peer is silent after receiving the first commit signature: it alone can enforce both contracts now, and waits
+    for what it likes better. We publish ours within the hour, and claim on whichever confirms."""
+    async with chained(tmp_path, Role.TAKER, records=2, roll_within=0.5) as this:
+        this.node.supervisor["attestations"].stop()
+        index = 1 if answer == "n + 1" else 0
+        if answer != "silence":
+            this.publish(this.rolled.commit(Role.MAKER, index))
+        await until(lambda: this.rolled.txid(index) in this.pool)
+        await this.mine(REGTEST_TIMELOCKS.refund)
+        refund = this.rolled.refund(index).GetTxid()
+        await until(lambda: refund in this.pool)
+        await this.mine(3)
+        await until(lambda: this.state() is State.REFUNDED)
+        owed = Payout(this.rolled.plans[index].terms).refund()
+        assert {role: this.paid(role) for role in Role} == owed
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("confirmed", [False, True], ids=["in a mempool", "in a block"])
+async def test_publish_then_revoke_costs_everything(tmp_path: Path, role: Role, *, confirmed: bool) -> None:
+    """The peer publishes n in the middle of a rollover, and then finishes it as if nothing were: we must neither take
+    n for gone because it was superseded, nor miss that it was out before."""
+    async with chained(tmp_path, role, records=2) as this:
+        facts = this.rolled.facts[role]
+        commit = this.publish(this.rolled.commit(role.other, 0))
+        if confirmed:
+            await this.mine()
+        await until(lambda: this.state() in (State.FORCE_CLOSING, State.COMMITTED))
+        await this.node.remember(facts[2:])
+        await until(lambda: this.spender(commit))
+        await this.mine(3)
+        await until(lambda: this.state() is State.PUNISHED)
+        assert this.paid(role.other) == 0
+        assert this.paid(role) > this.rolled.plans[0].terms.pool * 99 // 100
