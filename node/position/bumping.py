@@ -127,6 +127,7 @@ class Bumper:
     async def _see_to(self, client: ElectrumClient, positions: Positions, position: Position, estimate: int) -> None:
         """Have what a position waits for pay enough. Raises `Unaffordable` when it cannot; it stays as it was then."""
         kept = self.broadcaster.kept(position.id)
+        tip = client.tip.height  # before the history is read: what a newer block holds does not wait
         parent = await _waiting(client, position, kept) if kept else None
         if parent is None:
             if self._raised.pop(position.id, None) is not None:
@@ -138,14 +139,14 @@ class Bumper:
             raised = await self._found(client, position, parent)
             self._remember(position, kept, raised)
         paid = rate(parent, raised.child)
-        late = client.tip.height >= raised.since + SOON
+        late = tip >= raised.since + SOON
         wanted = min(max(estimate, paid * 5 // 4 + 1 if late else 0), self.fee_rates.highest)
         if wanted > paid:
             async with self.holds.lock:
                 coins = await self._coins(positions, position, raised)
                 child = _best(position, parent, coins, range(wanted, paid, -1), raised.child)
                 raw = await self._signed(child, kept[raised.parent])
-                raised = _Raised(raised.parent, client.tip.height, Replaced(child.fee, child.vsize), raw, child.coins)
+                raised = _Raised(raised.parent, tip, Replaced(child.fee, child.vsize), raw, child.coins)
                 self._remember(position, kept, raised)
             _log.info(
                 "raising a fee",
