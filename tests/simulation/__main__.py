@@ -47,7 +47,7 @@ class Tally:
 
 def _attempt(task: Callable[[], Outcome]) -> Outcome | str:
     try:
-        return evolve(task(), logs=())
+        return evolve(task(), found=None, logs=())
     except Exception as error:  # noqa: BLE001  # one run that breaks must not hide the others
         return repr(error)
 

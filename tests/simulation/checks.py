@@ -338,7 +338,7 @@ def judge(found: Found) -> list[str]:
 def summary(found: Found) -> str:
     """How positions ended, for counting."""
     ended: dict[bytes, list[str]] = {}
-    for seat, position in found.positions():
+    for _, position in found.positions():
         ended.setdefault(position.id, []).append(_ending(position))
     if not ended:
         return "no position"

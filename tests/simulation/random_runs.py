@@ -17,12 +17,14 @@ from tests.simulation.run import Outcome, play
 from tests.simulation.scenarios import Story
 from tests.simulation.world import HOUR, TAKERS, Player
 
-HOURS = 3.0, 14.0
+HOURS = 2.0, 9.0
 """How long users are busy."""
 PAUSE = 0.05, 1.2
 """Hours between two things that happen."""
 SYMBOLS = "BTCUSD", "BTCUSD", "BTCUSD", "ETHUSD"
 QUANTITIES: Mapping[str, range] = {"BTCUSD": range(500, 3_000, 100), "ETHUSD": range(10, 60)}
+SKEW = 1.0
+"""Seconds by which a clock may be wrong: a minute of the calendar."""
 DEEPEST = 6
 """Blocks that a reorganisation replaces at most."""
 TROUBLE = 0.0, 0.01, 0.03, 0.08
@@ -56,7 +58,7 @@ class _Users:
             world.add("maker", spend=spend),
             *(world.add(name, "maker", spend=spend, roll=roll) for name in takers),
         ):
-            player.skew = self.draw.uniform(-20, 20)
+            player.skew = self.draw.uniform(-SKEW, SKEW)
         until = world.now() + self.draw.uniform(*HOURS) * HOUR
         await self._order()
         while world.now() < until:
@@ -69,7 +71,7 @@ class _Users:
             _stop_rolling(world.players[name])
         await trio.sleep(HOUR)
         for taker, position in self._open():
-            if self.draw.random() < 0.7:
+            if self.draw.random() < 0.8:
                 await self.story.close(taker, position.id)
 
     async def _something(self) -> None:

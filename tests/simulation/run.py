@@ -16,7 +16,7 @@ import node.oracle.client
 import node.oracle.contradictions
 import node.taker
 import protocols.contract.dlc
-from tests.simulation.checks import gather, judge, summary
+from tests.simulation.checks import Found, gather, judge, summary
 from tests.simulation.faults import Fault, Faults, Step
 from tests.simulation.scenarios import Scenario, Story
 from tests.simulation.world import EPOCH, HOUR, World, copied_chain, quiet_logs
@@ -38,6 +38,8 @@ class Outcome:
     struck: tuple[tuple[Step, Fault], ...]
     digest: str
     """Of all that is on the nodes' disks: the same for the same seed."""
+    found: Found | None = field(repr=False)
+    """What was judged; None once it is handed on to another process."""
     logs: tuple[Mapping[str, Any], ...] = field(repr=False)
     """What the nodes logged: each with the time (hours of the calendar) and the node."""
 
@@ -122,7 +124,7 @@ def play(name: str, seed: int, tell: Callable[[Story], Awaitable[None]], faults:
                 violations = *judge(found), *bugs(world)
                 trace, struck = tuple(faults.trace), tuple(faults.struck)
                 outcome.append(
-                    Outcome(name, seed, violations, summary(found), trace, struck, digest(world), tuple(logs))
+                    Outcome(name, seed, violations, summary(found), trace, struck, digest(world), found, tuple(logs))
                 )
                 nursery.cancel_scope.cancel()
 
@@ -139,7 +141,7 @@ async def rest(world: World) -> None:
         players = world.players.values()
         return all(player.up and all(each.ended for each in player.positions()) for player in players)
 
-    while not quiet() and trio.current_time() < deadline:
+    while not quiet() and trio.current_time() < deadline:  # noqa: ASYNC110  many nodes are looked at
         await trio.sleep(HOUR / 6)
     for _ in range(2):
         await trio.sleep(HOUR)

@@ -58,6 +58,7 @@ class Story:
             symbol=symbol,
             side=side,
             price=str(price),
+            fee_rate=await node.core.setup.fee_rate(),
             lot=lot,
             min_quantity=lot,
             oracle=node.core.setup.oracle_keys,
