@@ -389,6 +389,8 @@ class TakerConfig(NodeConfig):
     rollover: RolloverTable = RolloverTable()
     close_band: Band = "0.001"
     """The part of the price by which a close may be worse than the newest quote; the limit that is suggested."""
+    close_if_oracle_lies: bool = True
+    """Whether closes of all open positions are proposed, at the quote, once the oracle has contradicted itself."""
 
 
 class WorldConfig(_Table):

@@ -12,14 +12,16 @@ import trio
 from attrs import Factory, define, frozen
 
 from node.close_price import closing_price, fresh_quote, is_worse, worst_price
-from node.errors import Conflict, FieldError, NotFound
+from node.errors import Conflict, Disconnected, FieldError, NotFound
 from node.health import UP, State
 from node.network.connection import Connection
 from node.network.conversation import speak
+from node.oracle.client import OracleClient
 from node.position.book import Positions
 from node.position.closing import check_closable, fail_close, propose_close
 from node.position.commands import RefusedCommand
 from node.position.state import Position
+from node.position.state import State as PositionState
 from node.prices import Feed
 from node.settlement import SPEND_OFF, SettlementNode
 from node.setup import RECORD_WITHIN
@@ -58,6 +60,8 @@ class Settler:
     """By the maker's identity."""
     close_band: str
     """The part of the price by which a close may be worse than the newest quote."""
+    leave_liar: bool = True
+    """Whether every open position is to be closed once the oracle has contradicted itself."""
     _turns: defaultdict[bytes, trio.Lock] = Factory(lambda: defaultdict(trio.Lock))
     """By order id: one settlement of a position at a time."""
     _unwanted: set[bytes] = Factory(set)
@@ -73,6 +77,7 @@ class Settler:
                     )
             tended: set[bytes] = set()
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._leave_liar, positions, nursery)
                 task_status.started(nursery)
                 async for _ in positions.changed.changes():
                     for position in positions.all():
@@ -196,6 +201,29 @@ class Settler:
                     await self._carry_out(position, settle)
             asked = True
         tended.discard(order_id)
+
+    async def _leave_liar(self, positions: Positions, nursery: trio.Nursery) -> None:
+        """Once the oracle contradicted itself, standing still would let the peer choose what it attests: offer closes.
+
+        Proposed anew every `AGAIN` seconds until the maker takes them, or the contract is attested.
+        """
+        while self.leave_liar:
+            try:
+                await self.node.base.oracle.call(OracleClient.wait_distrusted)
+            except Disconnected:
+                await self.node.base.oracle.until(*UP)
+                continue
+            for position in positions.all():
+                if position.state is PositionState.OPEN and not self.under_way(position.id):
+                    nursery.start_soon(self._offer_close, position.id)
+            await trio.sleep(AGAIN)
+
+    async def _offer_close(self, order_id: bytes) -> None:
+        log.warning("offering a close: the oracle contradicted itself", order=order_id.hex())
+        try:
+            await self.close(order_id, None)
+        except CodedError as error:
+            log.warning("no close can be offered", order=order_id.hex(), code=error.code, reason=error.sentence)
 
     async def _carry_out(self, position: Position, settle: Callable[[Position], Awaitable[None]]) -> None:
         try:

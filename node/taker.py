@@ -93,7 +93,7 @@ class Taker:
         taker._trades = core.supervisor.service("setups", _run_nursery, [core.positions])
         taker._rollovers = core.supervisor.service("rollovers", taker.schedule.run, [core.positions])
         settling = SettlementNode(core.setup, config.cooperative_spend)
-        taker.settler = Settler(settling, core.feeds, taker.links, config.close_band)
+        taker.settler = Settler(settling, core.feeds, taker.links, config.close_band, config.close_if_oracle_lies)
         taker.settlements = core.supervisor.service("settlements", taker.settler.run, [core.positions])
         return taker
 
@@ -198,7 +198,7 @@ class Taker:
         if offer.symbol not in self.config.symbols:
             raise Conflict(
                 "other_symbol",
-                f"the offer's symbol is {offer.symbol}, this node's configuration allows {', '.join(self.config.symbols)}",
+                f"the offer's symbol is {offer.symbol}, the configuration allows {', '.join(self.config.symbols)}",
             )
         if offer.oracle != self.core.setup.oracle_keys:
             raise Conflict("other_oracle", "the offer names another oracle than this node's configuration")

@@ -70,9 +70,16 @@ async def test_an_oracle_that_contradicts_itself_is_shown_and_trusted_no_more(tm
         assert (offered.status_code, offered.json()["code"]) == (409, "oracle_contradicted")
         ordered = await this.taker.post("/orders", offer_id=this.offer["id"], quantity=1_000, leverage=2)
         assert (ordered.status_code, ordered.json()["code"]) == (409, "oracle_contradicted")
-        # the contract that runs is not touched by that
-        for view in await this.both(order_id, "open"):
-            assert view["refusal"] is None
+        # the maker is offered a close: standing still would let it choose between the two
+        closing = await this.taker.sees(partial(close_signed, this.taker, order_id))
+        await this.confirm(closing["txid"], 3)
+        for view in await this.both(order_id, "closed"):
+            assert view["paid"]["kind"] == "close"
+
+
+async def close_signed(node: Api, order_id: str) -> Any:
+    closing = (await node.position(order_id))["closing"]
+    return closing if closing is not None and closing["stage"] == "signed" else None
 
 
 async def no_offers(node: Api) -> bool:
