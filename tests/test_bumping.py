@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import define, evolve
+from bitcoin.core import CTransaction
 
 from node.config import FeeRateTable
 from node.health import State as Up
@@ -27,10 +28,13 @@ from node.regtest.mempool import Entry
 from node.regtest.world import RunningWorld
 from node.wallet.bip86 import CHANGE, Account
 from node.wallet.interface import Wallet
+from protocols.contract.closing import Spend
 from protocols.contract.funding import OutPoint
 from protocols.contract.outcomes import covering
 from protocols.contract.scripts import ANCHOR_SCRIPT
 from protocols.contract.terms import REGTEST_TIMELOCKS, Role
+from protocols.settlement import CloseComplete, SpendComplete, SpendSigned
+from tests.keeping import closed, roll
 from tests.positions import TRADER
 from tests.worlds import Deal, Node, deal, fund, running_world, unspent, until
 
@@ -365,3 +369,58 @@ async def test_a_server_without_packages_is_shown_and_served_one_by_one(tmp_path
         await this.force_close()
         await until(lambda: this.rate() == 30)
         nursery.cancel_scope.cancel()
+
+
+# --- what else may wait for a block -----------------------------------------------------------------------------------
+
+
+def hook(raw: bytes) -> OutPoint:
+    """The taker's payout in a transaction."""
+    tx = CTransaction.deserialize(raw)
+    return OutPoint(tx.GetTxid(), [out.scriptPubKey for out in tx.vout].index(PAYOUTS[Role.TAKER]))
+
+
+async def test_a_close_is_raised_out_of_its_payout(tmp_path: Path) -> None:
+    async with opened(tmp_path) as this:
+        order = this.deal.plan.order_id
+        await until(lambda: this.node.position(order).state is State.OPEN)
+        facts = closed(this.deal, "55000")[Role.TAKER]
+        await this.node.remember(facts)
+        complete = facts[-1]
+        assert isinstance(complete, CloseComplete)
+        payout = hook(complete.transaction)
+        await until(lambda: this.rate(payout) == 30)
+        await this.mine(3)
+        await until(lambda: this.node.position(order).state is State.CLOSED)
+        await until(lambda: not this.node.broadcaster.status())
+
+
+async def test_a_commit_of_a_contract_that_was_rolled_over_is_raised(tmp_path: Path) -> None:
+    async with opened(tmp_path, 100_000) as this:
+        order = this.deal.plan.order_id
+        await until(lambda: this.node.position(order).state is State.OPEN)
+        rolled = await roll(this.deal, this.node)
+        await this.node.remember(rolled.facts[Role.TAKER])
+        await this.force_close()
+        await until(lambda: this.rate(OutPoint(rolled.txid(1), 1)) == 30)
+        await this.mine()
+        assert this.confirmed(rolled.txid(1))
+
+
+async def test_a_cooperative_spend_is_raised_out_of_its_payout(tmp_path: Path) -> None:
+    async with opened(tmp_path, 100_000, events=2, hour=1.0) as this:
+        this.world.world.market.override = "60000"
+        await until(lambda: this.rate() == 30)
+        await this.mine()
+        order, plan = this.deal.plan.order_id, this.deal.plan
+        await until(lambda: this.node.position(order).commit)
+        outcome = covering(this.deal.transactions.outcomes, 1, 60_000)
+        assert outcome is not None
+        spend = Spend(plan, outcome)
+        signatures = {role: spend.sign(TRADER[role].attempt(order).keys.fund) for role in Role}
+        raw = spend.complete(Role.TAKER, signatures[Role.TAKER], signatures[Role.MAKER])
+        signed = SpendSigned(order, this.commit, outcome.event, 60_000, spend.txid, None)
+        await this.node.remember((signed, SpendComplete(order, raw)))
+        await until(lambda: this.rate(hook(raw)) == 30)
+        await this.mine(3)
+        await until(lambda: this.node.position(order).state is State.SETTLED)

@@ -15,7 +15,7 @@ from node.position.commands import RefusedCommand, abandon_lock, attest, force_c
 from node.position.due import due, punishment
 from node.position.events import PriceAttested
 from node.position.facts import command_of
-from node.position.observing import BURIED_CONFIRMATIONS, ENDING_CONFIRMATIONS, observe
+from node.position.observing import ENDING_CONFIRMATIONS, observe
 from node.position.state import EndingKind, State
 from protocols import settlement
 from protocols.contract.closing import close_outputs
@@ -385,7 +385,7 @@ def test_what_ended_a_position_comes_back_out_of_a_block_and_goes_in_again(role:
         assert len(again) == 1
         assert made.state() is after
         # a reorganisation of a hundred blocks still takes it back, and nothing takes back more
-        made.do(observe(view(705 + BURIED_CONFIRMATIONS - 2, *chain[:-1], (raw, 705))))
+        made.do(observe(view(804, *chain[:-1], (raw, 705))))
         assert not made.position.over
         assert names(made.do(observe(view(805, *chain[:-1], (raw, 705))))) == ["Buried"]
         assert made.position.over

@@ -149,6 +149,11 @@ def record(role: Role, number: int, index: int = 0) -> Fact:
     return rollovers(index + 1).records(role, index)[number]
 
 
+def of_other_terms(fact: Fact) -> Fact:
+    assert isinstance(fact, rollover.RolloverHeld)
+    return attrs.evolve(fact, next=attrs.evolve(fact.next, funding_rate="0.0001"))
+
+
 def closing(role: Role) -> History:
     made = opened(role)
     do(made, close()[role][0])
@@ -202,6 +207,7 @@ REFUSED: list[tuple[str, Callable[[], History], Callable[[], Fact], str]] = [
     ("the same points again", partial(rolled, MAKER, 1), partial(record, MAKER, 0), "repeated_point"),
     ("R1 without R0", partial(opened, TAKER), partial(record, TAKER, 1), "other_attempt"),
     ("R1 twice", partial(rolled, TAKER, 2), partial(record, TAKER, 1), "other_attempt"),
+    ("R1 of other terms", partial(rolled, MAKER, 1), lambda: of_other_terms(record(MAKER, 1)), "other_attempt"),
     ("R1 after force close", partial(forced, TAKER, 1), partial(record, TAKER, 1), "commit_out"),
     ("R1 with a commit seen", partial(seen_commit, TAKER, 1, MAKER, 0), partial(record, TAKER, 1), "commit_out"),
     ("R1 of a recovered position", partial(recovered, TAKER, 1), partial(record, TAKER, 1), "recovered"),

@@ -7,16 +7,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from attrs import define
 
+from node.position.abandon import LockKeeper
 from node.position.book import Positions
 from node.position.commands import force_close
 from node.position.state import State
 from node.regtest.world import RunningWorld
+from protocols.contract import schnorr
 from protocols.contract.closing import close_outputs
+from protocols.contract.funding import FundingInput
 from protocols.contract.payout import Payout
+from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.terms import REGTEST_TIMELOCKS, Role
+from protocols.contract.transactions import FINAL, completed, unsigned
 from tests.keeping import Guarded, Rolled, closed, roll
+from tests.positions import TRADER
+from tests.test_attacks import WithCoins
 from tests.worlds import Deal, deal, running_world, unspent, until
 
 PRICE = "55000"
@@ -118,7 +126,7 @@ async def test_a_closed_position(tmp_path: Path, depth: int) -> None:
         await until(lambda: this.world.world.mempool.entries)
         await this.mine(3)
         await this.come_to(State.CLOSED)
-        await this.mine(max(depth - 4, 0) if depth < 100 else 90)
+        await this.mine(max(depth - 4, 0) if depth < 100 else 97)
         before = this.paid()
         outputs = close_outputs(this.made.plan, PRICE)
         assert sorted(before.values()) == sorted(each.value for each in outputs)
@@ -171,3 +179,45 @@ async def test_a_punished_position(tmp_path: Path, depth: int) -> None:
         await this.come_to(State.PUNISHED)
         assert this.paid()[Role.TAKER] == 0
         assert this.paid()[Role.MAKER] > before[Role.MAKER] * 9 // 10
+
+
+async def test_a_lock_whose_coins_the_peer_spent_on_the_other_branch_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was open, and comes to nothing: one of our inputs is spent back, and then our coins are free (rule 2)."""
+    monkeypatch.setattr("node.position.abandon.LOOK_EVERY", 0.05)
+    async with running_world(tmp_path) as running:
+        world, node = running.world, WithCoins(running, Role.TAKER)
+
+        async def fee_rate() -> int:
+            return 2
+
+        async with node.running("locks", "attestations"):
+            made = await deal(running, node)
+            order_id, lock = made.plan.order_id, made.transactions.lock_txid
+            keeper = LockKeeper(node.positions, node.monitor, node.wallet, running.clock, fee_rate, after=0.5)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(keeper.run)
+                await node.remember(made.facts[Role.TAKER])
+                await until(lambda: lock in world.mempool.entries)
+                world.mine()
+                await until(lambda: node.position(order_id).state is State.OPEN)
+                await trio.sleep(0.2)  # the keeper has seen so
+                (coin,) = made.plan.maker.inputs
+                raw = _spent(coin, TRADER[Role.MAKER].coin_key)
+                parent = world.chain.block_hash(world.chain.height - 1)
+                for transactions in ([raw], []):
+                    parent = world.chain.submit(world.chain.build(transactions, parent=parent))
+                await until(lambda: node.position(order_id).state is State.ABANDONING)
+                assert node.position(order_id).inputs_held
+                await until(lambda: world.mempool.entries)
+                await world.mine_many(6)
+                await until(lambda: node.position(order_id).state is State.SETUP_FAILED)
+                assert node.position(order_id).inputs_held == frozenset()
+                nursery.cancel_scope.cancel()
+
+
+def _spent(coin: FundingInput, secret: bytes) -> bytes:
+    tx = unsigned(2, [(coin.txid, coin.vout, FINAL)], [TxOut(coin.value - 1_000, coin.script)])
+    signature = schnorr.sign(secret, signature_hash(tx, 0, [TxOut(coin.value, coin.script)]))
+    return completed(tx, [(signature,)])
