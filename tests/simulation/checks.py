@@ -13,7 +13,7 @@ from bitcoin.core import CTransaction
 
 from node.eventstore.interface import Recorded
 from node.position.book import STREAM
-from node.position.events import CODEC, CommitPublishing, Event, Revoking
+from node.position.events import CODEC, CommitPublishing, Event, PunishSigned, Revoking
 from node.position.evolve import replay
 from node.position.state import Position, State
 from node.wallet.bip86 import CHANGE, RECEIVE
@@ -135,6 +135,13 @@ def _decoded(recorded: Recorded) -> tuple[Event, float]:
 def money_is_conserved(found: Found) -> list[str]:
     """All that comes of the first coins is in somebody's wallet or an anchor, and no fee is larger than it may be."""
     wrong: list[str] = []
+    punishing = {
+        event.txid
+        for seat in found.seats
+        for events in seat.events.values()
+        for event, _ in events
+        if isinstance(event, PunishSigned)
+    }
     ours = set(found.first)
     value = fees = 0
     for txid, tx in found.transactions.items():  # in the chain's order: parents first
@@ -144,9 +151,7 @@ def money_is_conserved(found: Found) -> list[str]:
         came = sum(_output(found, each)[0] for each in outpoints(tx))
         fee = came - sum(each.nValue for each in tx.vout)
         fees += fee
-        if fee > HIGHEST_RATE * vsize(tx) and not any(
-            position.punish is not None and position.punish.txid == txid for _, position in found.positions()
-        ):
+        if fee > HIGHEST_RATE * vsize(tx) and txid not in punishing:
             wrong.append(f"transaction {_id(txid)} pays {fee} sat of fees")
         ours |= {OutPoint(txid, vout) for vout in range(len(tx.vout))}
     for outpoint in sorted(ours):
@@ -233,7 +238,7 @@ def _due(found: Found, position: Position, transactions: ContractTransactions) -
 def nothing_is_stuck(found: Found) -> list[str]:
     wrong = [f"{seat.name} does not come up again" for seat in found.seats if not seat.running]
     for seat, position in found.positions():
-        if not position.ended:
+        if seat.honest and not position.ended:
             wrong.append(f"{seat.name}, position {position.id.hex()[:8]}: stuck, {position.state.value}")
     return wrong
 
@@ -242,7 +247,7 @@ def force_closes_are_called_for(found: Found) -> list[str]:
     """Whoever publishes a commit has a reason that is true."""
     wrong: list[str] = []
     for seat in found.seats:
-        for order_id, events in seat.events.items():
+        for order_id, events in seat.events.items() if seat.honest else ():
             for number, (event, at) in enumerate(events):
                 if not isinstance(event, CommitPublishing):
                     continue
@@ -272,13 +277,15 @@ def _called_for(found: Found, seat: Seat, position: Position, event: CommitPubli
 
 
 def no_coins_are_reserved(found: Found) -> list[str]:
-    return [f"{seat.name} holds {len(seat.reserved)} coins" for seat in found.seats if seat.reserved]
+    return [f"{seat.name} holds {len(seat.reserved)} coins" for seat in found.seats if seat.honest and seat.reserved]
 
 
 def no_point_is_used_twice(found: Found) -> list[str]:
     """No two attempts share a point, but for a position's fund points."""
     wrong: list[str] = []
     for seat in found.seats:
+        if not seat.honest:
+            continue
         named: list[tuple[bytes, str, bytes]] = []
         for order_id, events in seat.events.items():
             for event, _ in events:
@@ -311,8 +318,10 @@ def nobody_published_what_it_revoked(found: Found) -> list[str]:
             if attempt.peer is None or attempt.index not in revoked:
                 continue
             commit = position.commit_txid(attempt)
+            # whoever punishes may bring in the commit with what punishes it
+            by = next((name for _, name, txid in found.broadcasts if txid == commit), None)
             for at, name, txid in found.broadcasts:
-                if name == seat.name and txid == commit and at >= revoked[attempt.index]:
+                if name == seat.name == by and txid == commit and at >= revoked[attempt.index]:
                     wrong.append(
                         f"{name}, position {position.id.hex()[:8]}: published contract {attempt.index}, revoked"
                     )
