@@ -24,7 +24,6 @@ from protocols.contract import (
     funding,
     keys,
     numbers,
-    olivia,
     oracle,
     outcomes,
     parties,
@@ -37,11 +36,11 @@ from protocols.contract import (
 )
 from protocols.contract.adaptor import Verifier
 from protocols.contract.closing import CloseNonce, CloseSession, Spend
-from protocols.contract.dlc import DLC, Dlc
+from protocols.contract.dlc import Dlc
 from protocols.contract.olivia import Olivia
 from protocols.contract.terms import Terms
 from protocols.offers import Offer
-from tests.simulation.removal import cut, put, swap, together
+from tests.simulation.removal import cut, put, swap
 from tests.simulation.rules import Rule, _rule
 
 _POINTS = "Refuse: "

@@ -5,8 +5,8 @@ A function's code is replaced in place: whoever imported it, by whatever name, r
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import inspect
 import sys

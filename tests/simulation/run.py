@@ -138,7 +138,7 @@ async def rest(world: World) -> None:
     deadline = trio.current_time() + LIMIT
 
     def quiet() -> bool:
-        players = world.players.values()
+        players = [player for name, player in world.players.items() if name not in world.faults.deceits]
         return all(player.up and all(each.ended for each in player.positions()) for player in players)
 
     while not quiet() and trio.current_time() < deadline:  # noqa: ASYNC110  many nodes are looked at

@@ -1,0 +1,526 @@
+"""Peers that want more than is theirs: whatever one of them does, the other's checks hold when all is quiet.
+
+A liar is a whole node that plays by the rules but where its plot says otherwise: it sends other messages, at moments of
+its choice hands in transactions that its own record would not allow, or keeps silent about what it should say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from node.position.due import due
+from node.position.state import Attempt as Contract
+from node.position.state import Position
+from node.regtest.policy import Rejected
+from node.rollover import RolloverNode
+from node.wallet.bip86 import CHANGE, RECEIVE
+from protocols.contract import schnorr
+from protocols.contract.keys import negated
+from protocols.contract.sighash import TxOut, signature_hash
+from protocols.contract.signing import complete_commit
+from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, unsigned
+from protocols.contract_setup import Attempt
+from protocols.rollover import Standing
+from tests.lies import Change, Plain, drop, edit, flip, put, same
+from tests.simulation.faults import Faults, Step
+from tests.simulation.run import Outcome, play
+from tests.simulation.scenarios import Story
+from tests.simulation.world import HOUR, Player, account_of
+
+SETUP, ROLLOVER, SETTLEMENT = "contract_setup", "rollover", "settlement"
+
+
+@frozen
+class _Trick:
+    """What is done to a message of this kind that is about to leave."""
+
+    kind: str
+    act: Callable[[Plain], Plain | None]
+    which: int | None
+    """Of the messages of this kind, from 0; None: every one."""
+
+
+@define(eq=False)
+class Liar:
+    """A node that deceives: a `Deceit` of the wire, and what it can do besides its messages."""
+
+    story: Story
+    player: Player
+    tricks: list[_Trick] = field(factory=list)
+    lied: int = 0
+    """How often."""
+    sent: dict[str, list[Plain]] = field(factory=dict)
+    """Every message so far, by kind."""
+    _counts: Counter[str] = field(factory=Counter)
+
+    def __call__(self, step: Step, plain: Plain) -> Plain | None:
+        kind = str(plain["type"])
+        number = self._counts[kind]
+        self._counts[kind] += 1
+        self.sent.setdefault(kind, []).append({**plain})
+        bent = None
+        for trick in self.tricks:
+            if trick.kind == kind and trick.which in (None, number):
+                self.lied += 1
+                bent = trick.act(plain) or bent
+        return bent
+
+    # In messages
+
+    def bend(self, kind: str, change: Change, which: int | None = None) -> None:
+        """Have a change made to messages of a kind."""
+
+        def act(plain: Plain) -> Plain:
+            change(plain)
+            return plain
+
+        self.tricks.append(_Trick(kind, act, which))
+
+    def replay(self, kind: str, which: int) -> None:
+        """Instead of a later message of this kind, have the first one sent once more."""
+        self.tricks.append(_Trick(kind, lambda _: self.sent[kind][0], which))
+
+    def when(self, kind: str, do: Callable[[], object], which: int = 0) -> None:
+        """Have something done just before a message leaves."""
+
+        def act(_: Plain) -> None:
+            do()
+
+        self.tricks.append(_Trick(kind, act, which))
+
+    def cut(self) -> None:
+        """The connection; what was about to leave is lost."""
+        for link, *owners in self.story.world.network.links:
+            if {getattr(owner, "name", None) for owner in owners} == {"maker", "taker"}:
+                link.cut()
+
+    # On the chain
+
+    @property
+    def position(self) -> Position:
+        """Its only one."""
+        (position,) = self.player.positions()
+        return position
+
+    def commit(self, index: int) -> bytes:
+        """The complete commit of a contract, whatever the record says of publishing it."""
+        position, life = self.position, self.player.life
+        assert life is not None
+        contract: Contract = position.attempts[index]
+        assert contract.commit_signature is not None
+        keys = position.keys(index, life.node.core.setup.seed)
+        return complete_commit(position.plan(index), position.role, keys, contract.commit_signature)
+
+    def hand_in(self, raw: bytes) -> None:
+        self.lied += 1
+        world = self.story.world
+        world.mempool.submit(raw)
+        world.handed_in(self.player.name, raw.hex())
+
+    def publish(self, index: int) -> None:
+        self.hand_in(self.commit(index))
+
+    def lock(self) -> bytes:
+        """Complete: the liar has both sides' witnesses."""
+        (raw,) = due(self.position, bytes(64), None).values()
+        return raw
+
+    def spend_inputs(self) -> None:
+        """Those that it promised to the lock, back to itself, for a fee that leaves the lock no chance."""
+        coins = self.position.attempts[0].own.inputs
+        account = account_of(self.player.name)
+        places = {account.script(chain, at): (chain, at) for chain in (RECEIVE, CHANGE) for at in range(30)}
+        value, spent = sum(coin.value for coin in coins), [TxOut(coin.value, coin.script) for coin in coins]
+        back = TxOut(value - 5_000, account.script(RECEIVE, 0))
+        tx = unsigned(LOCK_VERSION, [(coin.txid, coin.vout, FINAL) for coin in coins], [back])
+        hashes = [signature_hash(tx, at, spent) for at in range(len(coins))]
+        secrets = [account.secret(*places[coin.script]) for coin in coins]
+        self.hand_in(completed(tx, [[schnorr.sign(*each)] for each in zip(secrets, hashes, strict=True)]))
+
+    def keep_back(self) -> None:
+        """From now on its node hands nothing in by itself."""
+        self.lied += 1
+        life = self.player.life
+        assert life is not None
+        setattr(life.node.core.broadcaster, "keep", lambda *_, **__: None)  # noqa: B010  # of this one only
+
+
+Plot = Callable[[Liar, bytes], Awaitable[None]]
+"""What the liar does with an open position, and what everybody else does meanwhile."""
+
+
+@frozen
+class Hostile:
+    """One hostile peer, from the beginning to what came of it."""
+
+    name: str
+    who: str
+    plot: Plot
+    ends: str
+    """Part of what is said of how the position ended."""
+    spend: bool = False
+    """Whether commits are spent together."""
+    opened: bool = True
+    """Whether there is an open position before the plot begins."""
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.name}"
+
+    def run(self, seed: int = 0) -> Outcome:
+        liars: list[Liar] = []
+
+        async def tell(story: Story) -> None:
+            world = story.world
+            world.faults.open = False
+            world.add("maker", spend=self.spend)
+            world.add("taker", "maker", spend=self.spend)
+            order_id = b""
+            if self.opened:
+                order_id = await _ordered(story)
+                assert await story.opened(order_id), "nobody disturbed this"
+            liar = Liar(story, story.player(self.who))
+            liars.append(liar)
+            world.faults.deceits[self.who] = liar
+            await self.plot(liar, order_id)
+
+        outcome = play(str(self), seed, tell, Faults())
+        wrong = list(outcome.violations)
+        if not liars[0].lied:
+            wrong.append("nobody lied")
+        if self.ends not in outcome.summary:
+            wrong.append(f"it ended otherwise than by {self.ends!r}: {outcome.summary}")
+        return evolve(outcome, violations=tuple(wrong))
+
+
+# --- what users do meanwhile ------------------------------------------------------------------------------------------
+
+
+async def _ordered(story: Story) -> bytes:
+    offer = await story.offer(story.maker)
+    assert offer is not None
+    order_id = await story.order(story.taker, offer)
+    assert order_id is not None
+    return order_id
+
+
+async def _order(story: Story) -> None:
+    await story.opened(await _ordered(story))
+
+
+async def _roll(story: Story, order_id: bytes, hour: float = 2.2) -> None:
+    """At that hour; a minute for it."""
+    await story.hour(hour)
+    await story.roll_over(story.taker, order_id)
+    await trio.sleep(HOUR)
+
+
+async def _expiry(story: Story) -> None:
+    await story.hour(25.5)
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+def _lies_in_setup(kind: str, change: Change) -> Plot:
+    async def plot(liar: Liar, _: bytes) -> None:
+        liar.bend(kind, change)
+        await _order(liar.story)
+        await trio.sleep(HOUR)
+
+    return plot
+
+
+def _lies_in_rollover(kind: str, change: Change) -> Plot:
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        liar.bend(kind, change)
+        await _roll(liar.story, order_id)
+        await _expiry(liar.story)
+
+    return plot
+
+
+def _lies_in_close(kind: str, change: Change) -> Plot:
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        liar.bend(kind, change)
+        await liar.story.close(liar.story.taker, order_id)
+        await trio.sleep(HOUR)
+
+    return plot
+
+
+def _lies_in_spend(kind: str, change: Change) -> Plot:
+    async def plot(liar: Liar, _: bytes) -> None:
+        liar.bend(kind, change)
+        await _expiry(liar.story)
+
+    return plot
+
+
+async def _spends_its_inputs(liar: Liar, _: bytes) -> None:
+    """As soon as it has our signatures, or as its own leave."""
+    kind = "taker_lock" if liar.player.name == "taker" else "maker_lock"
+    liar.when(kind, liar.spend_inputs)
+    if kind == "maker_lock":
+        liar.keep_back()
+    await _order(liar.story)
+    await trio.sleep(HOUR)
+
+
+async def _holds_the_lock_back(after: float, liar: Liar, _: bytes) -> None:
+    """The maker has all witnesses: it publishes when the price has moved its way, or never."""
+    liar.keep_back()
+    liar.when("maker_lock", liar.cut)
+    await _order(liar.story)
+    liar.story.world.set_price(50_000)
+    await trio.sleep(after)
+    try:
+        liar.hand_in(liar.lock())
+    except (Rejected, ValueError):
+        return  # too late: its inputs' other half is spent
+    await _expiry(liar.story)
+
+
+def _old_commit(moment: str, which: int = 0, *, late: float = 0.0, away: float = 0.0, restart: bool = False) -> Plot:
+    """Contract 0 is published: at once when a message leaves, or `late` seconds after the rollover, while the other one
+    is `away` for so long, or just before it restarts."""
+
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        story, honest = liar.story, _other(liar)
+        if moment:
+            liar.when(moment, partial(liar.publish, 0), which)
+        await _roll(story, order_id)
+        if not moment:
+            await trio.sleep(late)
+            if away:
+                assert honest.life is not None
+                honest.life.end()
+            liar.publish(0)
+            if away:
+                await trio.sleep(away)
+                honest.begin()
+            if restart:
+                assert honest.life is not None
+                await trio.sleep(1)
+                honest.life.crash()
+        await trio.sleep(2 * HOUR)
+
+    return plot
+
+
+async def _ends_before_it_revokes(liar: Liar, order_id: bytes) -> None:
+    """Contract 0 is published, and then revoked all the same: the revocation counts, whenever it came."""
+    liar.when("revocation", partial(liar.publish, 0))
+    await _roll(liar.story, order_id)
+    await _expiry(liar.story)
+
+
+def _silent_from(kind: str) -> Plot:
+    """The ransom: whoever has the other's commit signature lets it wait."""
+
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        liar.tricks.append(_Trick(kind, lambda _: liar.cut(), None))
+        await _roll(liar.story, order_id)
+        await liar.story.hour(8)
+        liar.tricks.clear()
+
+    return plot
+
+
+async def _other_terms_when_resumed(liar: Liar, order_id: bytes) -> None:
+    """The maker's commit is lost on its way; what the taker resumes gets other terms."""
+    liar.when("maker_commit", liar.cut)
+    liar.bend("rollover_terms", put(funding_rate="0.0049"), 1)
+    liar.bend("rollover_terms", put(funding_rate="0.0049"), 2)
+    await _roll(liar.story, order_id)
+    await liar.story.hour(8)
+
+
+async def _another_attempt(liar: Liar, order_id: bytes) -> None:
+    """The taker's signatures are with the maker; it "forgets", and proposes with other points."""
+    liar.when("maker_commit", liar.cut)
+    for which in (1, 2):
+        liar.bend("propose_rollover", edit("publish", negated), which)
+    liar.when("revocation", liar.cut)
+    await _roll(liar.story, order_id)
+    await liar.story.hour(8)
+
+
+class _Repeating(RolloverNode):
+    """Has the points of contract 0 once more."""
+
+    def begin(self, found: Standing) -> Attempt:
+        position = self._position(found.plan.order_id)
+        assert position is not None
+        return Attempt(position.attempts[0].salt, position.keys(0, self.setup.seed))
+
+
+async def _points_once_more(liar: Liar, order_id: bytes) -> None:
+    """With signatures that are valid: it has the keys."""
+    liar.lied += 1
+    if liar.player.name == "maker":
+        node = liar.player.maker.rollover
+        liar.player.maker.rollover = _Repeating(node.setup, node.feeds)
+    else:
+        schedule = liar.player.taker.schedule
+        schedule.node = _Repeating(schedule.node.setup, schedule.node.feeds)
+    await _roll(liar.story, order_id)
+    await _expiry(liar.story)
+
+
+def _replays(kind: str) -> Plot:
+    """In a second rollover a message of the first."""
+
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        await _roll(liar.story, order_id)
+        liar.replay(kind, 1)
+        await _roll(liar.story, order_id, 5.2)
+        await liar.story.hour(30)
+
+    return plot
+
+
+async def _keeps_the_close(liar: Liar, order_id: bytes) -> None:
+    """The maker has both signatures, says nothing, and waits for an hour what the price will do."""
+    liar.keep_back()
+    liar.tricks.append(_Trick("maker_partial", lambda _: liar.cut(), None))
+    await liar.story.close(liar.story.taker, order_id)
+    await trio.sleep(700)
+    close = liar.position.close_raw
+    assert close is not None
+    with suppress(Rejected):
+        liar.hand_in(close)
+    await trio.sleep(HOUR)
+
+
+async def _closes_at_another_price(liar: Liar, order_id: bytes) -> None:
+    """The taker's first close is signed by both and kept back; then the price moves, and it wants that one too."""
+    story = liar.story
+    liar.tricks.append(_Trick("taker_partial", lambda _: liar.cut(), 0))
+    await story.close(story.taker, order_id)
+    story.world.set_price(60_000)
+    liar.bend("propose_close", put(price="60000"))
+    await trio.sleep(2 * HOUR)
+
+
+async def _asks_for_another_close(liar: Liar, order_id: bytes) -> None:
+    """The maker has the taker's signature of one close, and gets no other one out of it."""
+    story = liar.story
+    liar.keep_back()
+    liar.tricks.append(_Trick("maker_partial", lambda _: liar.cut(), None))
+    await story.close(story.taker, order_id)
+    story.world.set_price(50_000)
+    liar.bend("accept_close", flip("close_txid"), 1)
+    await story.close(story.taker, order_id)
+    await trio.sleep(2 * HOUR)
+
+
+def _other(liar: Liar) -> Player:
+    return liar.story.taker if liar.player.name == "maker" else liar.story.maker
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+NO_CONTRACT, BY_CET, PUNISHED = "no contract", "settled by cet", "punished by punish"
+
+IN_SETUP = tuple(
+    Hostile(name, who, _lies_in_setup(kind, change), NO_CONTRACT, opened=False)
+    for who, name, kind, change in (
+        ("taker", "a wrong refund signature", "taker_contract", flip("refund_signature", 40)),
+        ("taker", "a wrong CET signature", "taker_contract", flip("cet_signatures", 40)),
+        ("taker", "an input of another value", "taker_contract", edit("inputs", lambda i: [{**i[0], "value": 10**9}])),
+        ("taker", "an input that does not exist", "taker_contract", edit("inputs", lambda i: [{**i[0], "vout": 9}])),
+        ("taker", "a point twice", "taker_contract", same("revoke", "publish", negated)),
+        ("taker", "a wrong commit signature", "taker_lock", flip("commit_signature", 40)),
+        ("taker", "a witness that is none", "taker_lock", flip("witnesses", 40)),
+        ("maker", "another fee rate", "accepted", put(fee_rate=9)),
+        ("maker", "an input of another value", "accepted", edit("inputs", lambda i: [{**i[0], "value": 10**9}])),
+        ("maker", "a wrong refund signature", "maker_contract", flip("refund_signature", 40)),
+        ("maker", "a wrong CET signature", "maker_contract", flip("cet_signatures", 40)),
+        ("maker", "a wrong commit signature", "maker_contract", flip("commit_signature", 40)),
+    )
+)
+
+IN_ROLLOVER = tuple(
+    Hostile(name, who, _lies_in_rollover(kind, change), BY_CET)
+    for who, name, kind, change in (
+        ("maker", "a wrong CET signature for the next contract", "rollover_terms", flip("cet_signatures", 40)),
+        ("maker", "a wrong refund signature for the next contract", "rollover_terms", flip("refund_signature", 40)),
+        ("maker", "a rate beyond the bound", "rollover_terms", put(funding_rate="0.9")),
+        ("maker", "more funding than is due", "rollover_terms", edit("funding_to_maker", lambda sat: sat + 1_000)),
+        ("maker", "an account that nobody agreed on", "rollover_terms", edit("maker_account", lambda sat: sat + 1_000)),
+        ("maker", "a price far from the market", "rollover_terms", put(price="70000")),
+        ("maker", "our own point as its", "rollover_terms", drop("publish")),
+        ("maker", "a wrong commit signature for the next contract", "maker_commit", flip("commit_signature", 40)),
+        ("taker", "a wrong CET signature for the next contract", "taker_signatures", flip("cet_signatures", 40)),
+        ("taker", "a wrong commit signature for the next contract", "taker_signatures", flip("commit_signature", 40)),
+        ("taker", "a revocation that is none", "revocation", flip("secret")),
+        ("maker", "a revocation that is none", "revocation", flip("secret")),
+    )
+)
+
+AT_THE_END = (
+    Hostile("a wrong partial signature", "taker", _lies_in_close("taker_partial", flip("signature")), BY_CET),
+    Hostile(
+        "a wrong partial signature", "maker", _lies_in_close("maker_partial", flip("signature")), "closed by close"
+    ),
+    Hostile("another close", "maker", _lies_in_close("accept_close", flip("close_txid")), BY_CET),
+    Hostile("keeps the close for an hour", "maker", _keeps_the_close, BY_CET),
+    Hostile("wants a close at another price", "taker", _closes_at_another_price, BY_CET),
+    Hostile("wants another close signed", "maker", _asks_for_another_close, BY_CET),
+    Hostile("a wrong signature of a spend", "taker", _lies_in_spend("propose_spend", flip("signature")), BY_CET, True),
+    Hostile(
+        "a wrong signature of a spend", "maker", _lies_in_spend("accept_spend", flip("signature")), "settled", True
+    ),
+)
+
+WITH_THE_LOCK = (
+    Hostile("spends its inputs elsewhere", "taker", _spends_its_inputs, "lock given up", opened=False),
+    Hostile("spends its inputs elsewhere", "maker", _spends_its_inputs, "lock given up", opened=False),
+    Hostile(
+        "publishes the lock too late", "maker", partial(_holds_the_lock_back, 200.0), "lock given up", opened=False
+    ),
+    Hostile("publishes the lock late", "maker", partial(_holds_the_lock_back, 50.0), BY_CET, opened=False),
+    Hostile(
+        "a witness that is none", "maker", _lies_in_setup("maker_lock", flip("witnesses", 40)), BY_CET, opened=False
+    ),
+)
+
+WITH_OLD_COMMITS = (
+    Hostile("publishes what it revoked, at once", "taker", _old_commit("", late=0.0), PUNISHED),
+    Hostile("publishes what it revoked, at once", "maker", _old_commit("", late=0.0), PUNISHED),
+    Hostile("publishes what it revoked, hours later", "taker", _old_commit("", late=5 * HOUR), PUNISHED),
+    Hostile("publishes what it revoked, as we restart", "maker", _old_commit("", restart=True), PUNISHED),
+    Hostile("publishes what it revoked, as we restart", "taker", _old_commit("", restart=True), PUNISHED),
+    Hostile("publishes what it revoked, while we are away", "taker", _old_commit("", away=1.5 * HOUR), PUNISHED),
+    Hostile("publishes what it revoked, while we are away", "maker", _old_commit("", away=1.5 * HOUR), PUNISHED),
+    Hostile("publishes and then revokes", "taker", _ends_before_it_revokes, PUNISHED),
+    Hostile("publishes and then revokes", "maker", _ends_before_it_revokes, PUNISHED),
+    Hostile("publishes the old one when it has the new one", "maker", _old_commit("maker_commit"), BY_CET),
+)
+
+IN_SECOND_TRIES = (
+    Hostile("silent once it has our commit signature", "maker", _silent_from("maker_commit"), BY_CET),
+    Hostile("silent once it has our commit signature", "taker", _silent_from("revocation"), BY_CET),
+    Hostile("silent once it has our revocation", "maker", _silent_from("revocation"), BY_CET),
+    Hostile("resumes with other terms", "maker", _other_terms_when_resumed, BY_CET),
+    Hostile("another attempt after its signatures", "taker", _another_attempt, BY_CET),
+    Hostile("the points of an earlier contract", "maker", _points_once_more, BY_CET),
+    Hostile("the points of an earlier contract", "taker", _points_once_more, BY_CET),
+    Hostile("replays a proposal", "taker", _replays("propose_rollover"), BY_CET),
+    Hostile("replays its signatures", "taker", _replays("taker_signatures"), BY_CET),
+    Hostile("replays its terms", "maker", _replays("rollover_terms"), BY_CET),
+    Hostile("replays its commit signature", "maker", _replays("maker_commit"), BY_CET),
+    Hostile("replays a revocation", "taker", _replays("revocation"), BY_CET),
+    Hostile("replays a revocation", "maker", _replays("revocation"), BY_CET),
+)
+
+HOSTILE = {
+    str(each): each
+    for each in (*IN_SETUP, *IN_ROLLOVER, *AT_THE_END, *WITH_THE_LOCK, *WITH_OLD_COMMITS, *IN_SECOND_TRIES)
+}
