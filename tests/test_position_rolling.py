@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import attrs
 import pytest
@@ -18,11 +18,12 @@ from node.position.events import CODEC, CommitPublishing, Event, Revoking, Rollo
 from node.position.evolve import MOST_BEGUN, evolve, replay
 from node.position.facts import command_of
 from node.position.observing import observe
+from node.position.punishing import fee_to_sign
 from node.position.rolling import begin_rollover, check_rollable, fail_rollover
 from node.position.state import ENDED, State
 from protocols import rollover
 from protocols.contract.keys import Points
-from protocols.contract.terms import Role
+from protocols.contract.terms import REGTEST_TIMELOCKS, Role
 from protocols.dialogue import Fact
 from protocols.errors import LocalError
 from tests.lives import (
@@ -43,6 +44,7 @@ from tests.test_position import recorded
 
 BOTH = pytest.mark.parametrize("role", Role)
 OTHER = bytes([99]) * 32
+PUNISH_VSIZE = 126 + 43
 
 
 def seen_commit(role: Role, records: int, publisher: Role, index: int) -> History:
@@ -393,6 +395,15 @@ def test_a_commit_that_tells_no_secret_cannot_be_punished_yet() -> None:
         assert len(punished(other)) == 1
 
 
+@BOTH
+def test_what_is_punished_is_not_claimed_too(role: Role) -> None:
+    """Also when the locks of its CETs and refund are over: of what spends it, ours should be the dearest."""
+    made = rolled(role)
+    see(made, rollovers().commit(role.other, 0), SEEN, tip=SEEN + REGTEST_TIMELOCKS.refund)
+    assert made.position.refund_timelock_expired
+    assert due(made.position, TRADER[role].seed, signatures(role)) == {}
+
+
 def _stripped(raw: bytes) -> bytes:
     tx = CTransaction.deserialize(raw)
     bare: bytes = CTransaction(tx.vin, tx.vout, tx.nLockTime, tx.nVersion).serialize()
@@ -404,10 +415,13 @@ def test_a_punishment_belongs_to_the_commit_that_is_out() -> None:
     run = rollovers(2)
     made = rolled(Role.MAKER, index=1)
     see(made, run.commit(Role.TAKER, 0))
-    first = punished(made)
+    assert fee_to_sign(made.position, 2, SEEN) == 2 * PUNISH_VSIZE
+    first = punished(made, 2 * PUNISH_VSIZE)
+    assert fee_to_sign(made.position, 2, SEEN) is None
     see(made, run.commit(Role.TAKER, 1), SEEN)
     assert made.state() is State.PUNISHING
     assert punishment(made.position) == {}
+    assert fee_to_sign(made.position, 2, SEEN) == 2 * PUNISH_VSIZE
     second = punished(made)
     assert len(second) == 1
     assert not second.keys() & first.keys()
@@ -416,6 +430,7 @@ def test_a_punishment_belongs_to_the_commit_that_is_out() -> None:
 # --- any order --------------------------------------------------------------------------------------------------------
 
 
+@lru_cache
 def steps(role: Role) -> list[Callable[[History], list[Event]]]:
     """Whatever a node might be told, whether or not it fits."""
     run = rollovers(2)

@@ -49,6 +49,15 @@ def punish_fee(position: Position, estimate: int, tip: int) -> int:
     return min(max(estimate * size + lacking, most * share // lock), most, HIGHEST_RATE * size)
 
 
+def fee_to_sign(position: Position, estimate: int, tip: int) -> int | None:
+    """Of the punishment that is to be signed now, in satoshis; None if the one on record will do."""
+    fee, known, seen = punish_fee(position, estimate, tip), position.punish, position.commit_seen
+    if known is None or seen is None or not spends(known.raw, seen.txid):  # of several revoked the latest is out
+        return fee
+    # a replacement pays for its own relay besides (BIP125, rule 4)
+    return fee if fee >= _fee(position, known.raw) + _size(position) else None
+
+
 @frozen
 class Punisher:
     """A service: looks at every new tip, at every change of a position, and every 30 s."""
@@ -97,12 +106,9 @@ class Punisher:
         return problems
 
     async def _punish(self, positions: Positions, position: Position, tip: int) -> None:
-        fee, known = punish_fee(position, await self.fee_rate(), tip), position.punish
-        seen = position.commit_seen
-        if known is not None and seen is not None and spends(known.raw, seen.txid):  # of several the latest is out
-            before = _fee(position, known.raw)
-            if fee < before + _size(position):  # a replacement pays for its own relay besides (BIP125, rule 4)
-                return
+        fee = fee_to_sign(position, await self.fee_rate(), tip)
+        if fee is None:
+            return
         raw = punishing(position, self.seed, fee)
         identifier = txid(CTransaction.deserialize(raw))
         await positions.execute(position.id, punish(identifier, raw))
