@@ -309,6 +309,18 @@ async def test_what_the_maker_refuses_is_shown_and_tried_again(autojump_clock: o
         assert "did not decide" in await story.refused(order_id, "no_decision")
 
 
+async def test_a_maker_that_publishes_says_so_and_keeps_no_attempt(autojump_clock: object) -> None:
+    async with playing(roll=False) as story:
+        order_id = await story.one()
+        await story.hour(2.5)
+        story.maker.maker.core.supervisor["contracts"].stop()  # the taker sees no commit
+        await story.force_close(story.maker, order_id)
+        story.taker.taker.roll_over(order_id)
+        assert "a commit is out" in await story.refused(order_id, "commit_out")
+        making, _ = story.both(order_id)
+        assert (making.begun, len(making.attempts)) == ((), 1)
+
+
 async def test_a_rate_beyond_the_takers_bound_is_refused(autojump_clock: object) -> None:
     """By default ten times the opening's 0.001, but no more than 0.005."""
     async with playing() as story:
