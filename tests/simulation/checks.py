@@ -100,7 +100,7 @@ def gather(story: Story) -> Found:
 
 def _attested(world: World) -> dict[tuple[str, int], frozenset[int]]:
     said = {event: frozenset([price]) for event, price in world.attested.prices.items()}
-    for event, price in world.contradicted.items():
+    for event, price in world.oracle.contradicted.items():
         said[event] = said.get(event, frozenset()) | {price}
     return said
 

@@ -194,7 +194,7 @@ async def _set_up(story: Story, _: bytes | None) -> None:
 
 async def _open_to_expiry(story: Story) -> bytes:
     order_id = await _open(story)
-    await story.hour(24.9)
+    await story.hour(24.8)
     return order_id
 
 
@@ -247,6 +247,87 @@ async def _fall_silent(story: Story) -> bytes:
     return order_id
 
 
+async def _attested_late(story: Story, order_id: bytes | None) -> None:
+    """Five hours late: the commit is out before."""
+    assert order_id is not None
+    story.world.oracle.behaviour = Behaviour(Mode.LATE, late=5 * 3600)
+    await story.force_close(story.taker, order_id)
+    await _end(story, order_id)
+
+
+async def _attested_twice(story: Story, order_id: bytes | None) -> None:
+    """The maker asks first and is told the price, the taker another one."""
+    assert order_id is not None
+    story.taker.switch_off()
+    await story.hour(24.95)
+    story.world.oracle.behaviour = Behaviour(Mode.CONTRADICT, price=48_000)
+    story.taker.begin()
+    await _end(story, order_id)
+
+
+async def _reorganise_lock(story: Story, order_id: bytes | None) -> None:
+    """The lock leaves the chain and comes back, twice; then the peer is gone."""
+    assert order_id is not None
+    for depth in (2, 4):
+        story.world.reorganise(depth)
+        await trio.sleep(HOUR)
+    await story.force_close(story.taker, order_id)
+    await story.hour(4)
+    await _end(story, order_id)
+
+
+async def _reorganise_commit(story: Story, order_id: bytes | None) -> None:
+    assert order_id is not None
+    await story.force_close(story.maker, order_id)
+    await story.until(lambda: (found := story.position(story.maker, order_id)) is not None and found.commit is not None)
+    story.world.reorganise(3)
+    await _end(story, order_id)
+
+
+async def _reorganise_ending(story: Story, order_id: bytes | None) -> None:
+    assert order_id is not None
+
+    def paid() -> bool:
+        found = story.position(story.maker, order_id)
+        return found is not None and found.ending is not None and found.commit is not None
+
+    await story.until(paid, 12 * HOUR)
+    story.world.mine()
+    story.world.mine()
+    story.world.reorganise(2)
+    await _end(story, order_id)
+    story.world.reorganise(6)
+    await _end(story, order_id)
+
+
+async def _lose_the_maker(story: Story, order_id: bytes | None) -> None:
+    """It is away for longer than the contract lasts; the taker helps itself."""
+    assert order_id is not None
+    story.maker.switch_off()
+    await story.force_close(story.taker, order_id)
+    await story.hour(40)
+    story.maker.begin()
+
+
+async def _lose_the_taker(story: Story, order_id: bytes | None) -> None:
+    """It is away from before expiry until all is over."""
+    story.taker.switch_off()
+    await story.hour(40)
+    story.taker.begin()
+
+
+async def _quotes_stop(story: Story, order_id: bytes | None) -> None:
+    """Nothing is closed at a stale quote; once there are quotes, it is."""
+    assert order_id is not None
+    story.world.feed_stopped_at = story.world.now()
+    await trio.sleep(4 * HOUR)
+    await story.close(story.taker, order_id)
+    assert story.in_state(story.taker, order_id, State.OPEN)
+    story.world.feed_stopped_at = None
+    await story.close(story.taker, order_id)
+    await _end(story, order_id)
+
+
 async def _roll_over(story: Story, order_id: bytes | None) -> None:
     assert order_id is not None
     await story.roll_over(story.taker, order_id)
@@ -281,5 +362,13 @@ SCENARIOS = {
         Scenario("rollover", _open_for_two_hours, _roll_over, paths=(ROLLOVER,)),
         Scenario("close", _open, _close, paths=(SETTLEMENT,)),
         Scenario("cooperative_spend", _open_to_expiry, _expire, spend=True, paths=(SETTLEMENT,)),
+        Scenario("attested_late", _open_to_expiry, _attested_late),
+        Scenario("attested_twice", _open_to_expiry, _attested_twice),
+        Scenario("reorganised_lock", _open, _reorganise_lock),
+        Scenario("reorganised_commit", _open, _reorganise_commit),
+        Scenario("reorganised_ending", _open_to_expiry, _reorganise_ending),
+        Scenario("maker_away", _open, _lose_the_maker),
+        Scenario("taker_away", _open_to_expiry, _lose_the_taker),
+        Scenario("quotes_stop", _open, _quotes_stop),
     )
 }

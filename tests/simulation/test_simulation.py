@@ -231,3 +231,13 @@ def test_who_publishes_what_it_revoked_is_seen(name: str) -> None:
     last = max(at for events in own.events.values() for _, at in events)
     told = (*found.broadcasts, (last, name, position.commit_txid(position.attempts[0])))
     sees(evolve(found, broadcasts=told), nobody_published_what_it_revoked)
+
+
+# --- what the world can do --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_oracle_that_attests_twice_is_noticed_by_both() -> None:
+    outcome = undisturbed("attested_twice")
+    alarmed = {entry["node"][:5] for entry in outcome.logs if entry["event"] == "the oracle contradicted itself"}
+    assert alarmed == {"maker", "taker"}

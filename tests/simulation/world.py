@@ -31,7 +31,7 @@ from node.maker import Maker
 from node.network.address import Identity
 from node.network.conversation import inline
 from node.network.endpoint import Endpoint
-from node.oracle.server import AttestedPrices, Oracle, OracleKeys
+from node.oracle.server import AttestedPrices, Mode, Oracle, OracleKeys
 from node.position.state import Position
 from node.prices import Feed, Quote
 from node.regtest.consensus import Chain
@@ -140,7 +140,18 @@ def _announce(scheme: Scheme, event_id: str) -> bytes:
 
 
 class _Oracle(Oracle):
-    """Announces the same in all runs, so that it is made once."""
+    """Announces the same in all runs, so that it is made once; and remembers where it contradicted itself."""
+
+    contradicted: dict[tuple[str, int], int]
+    """By symbol and time, what it attested besides."""
+
+    def answer(self, scheme: Scheme, event_id: str) -> bytes:
+        symbol, time = scheme.parse_event(event_id)
+        if self.behaviour.mode is Mode.CONTRADICT and time <= self._clock.calendar():
+            said = self.behaviour.attests(time, self._decide(symbol, time), self._clock.calendar())
+            assert said is not None
+            self.contradicted[symbol, time] = said
+        return super().answer(scheme, event_id)
 
     def _announce(self, scheme: Scheme, event_id: str) -> bytes:
         return _announce(scheme, event_id)
@@ -162,6 +173,8 @@ class _OracleInMemory(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         await trio.lowlevel.checkpoint()
         event = request.url.path.removeprefix("/dlc/")
+        if self.oracle.behaviour.mode is Mode.SILENT:
+            await trio.sleep_forever()
         try:
             return httpx2.Response(200, stream=_Body(self.oracle.answer(SCHEME, event)))
         except NotFound as error:
@@ -319,6 +332,8 @@ class Player:
     """Seconds by which its clock is ahead."""
     life: Life | None = None
     lives: int = 0
+    off: bool = False
+    """Whether it is switched off: it does not begin again by itself."""
 
     @property
     def seed(self) -> Seed:
@@ -351,13 +366,22 @@ class Player:
             return positions.all()
 
     def begin(self) -> None:
+        self.off = False
+        if self.life is not None and self.life.alive:
+            return
         self.life = Life(self, self.lives)
         self.lives += 1
         self.world.nursery.start_soon(self.life.run)
 
+    def switch_off(self) -> None:
+        """Until `begin`."""
+        self.off = True
+        if self.life is not None:
+            self.life.end()
+
     async def begin_again(self) -> None:
         await trio.sleep(self.world.draw.uniform(0.5, 20.0))
-        if not self.world.over:
+        if not self.world.over and not self.off:
             self.begin()
 
 
@@ -381,13 +405,12 @@ class World(ChainView):
         clock = Clock(hour=HOUR, anchor=EPOCH, wall=self.now)
         self.clock = clock
         self.oracle = _Oracle(ORACLE, self.attested, clock, since=int(EPOCH) - 7_200, market=self._market)
+        self.oracle.contradicted = {}
         self.players: dict[str, Player] = {}
         self.broadcasts: list[tuple[float, str, bytes]] = []
         """When who handed in which transaction for the first time."""
         self._handed_in: set[tuple[str, bytes]] = set()
         self.reorganised = False
-        self.contradicted: dict[tuple[str, int], int] = {}
-        """What the oracle attested besides, by symbol and time."""
         self.bugs: list[str] = []
         self.over = False
         self._last_busy = self.chain.height
