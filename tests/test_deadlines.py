@@ -86,11 +86,11 @@ async def test_a_close_that_reaches_no_mempool_ends_in_a_commit(tmp_path: Path, 
 
 @BOTH
 async def test_a_close_that_a_mempool_shows_is_left_alone(tmp_path: Path, role: Role) -> None:
-    async with chained(tmp_path, role, records=0, close_within=0.3) as this:
+    async with chained(tmp_path, role, records=0, close_within=0.1) as this:
         facts = closed(this.rolled.made, PRICE)[role]
         await this.node.remember(facts)
         await until(lambda: this.pool)
-        await settle_down()
+        await trio.sleep(0.5)
         assert publishing(this) is None
         await this.mine(3)
         await until(lambda: this.state() is State.CLOSED)

@@ -13,7 +13,8 @@ from node.position.abandon import spend_back
 from node.position.closing import check_closable, fail_close, propose_close, punish
 from node.position.commands import RefusedCommand, abandon_lock, attest, force_close, recover
 from node.position.due import due, punishment
-from node.position.events import PriceAttested
+from node.position.events import CloseConfirmed, ConfirmationLost, LockConfirmed, PriceAttested
+from node.position.evolve import evolve as evolve_position
 from node.position.facts import command_of
 from node.position.observing import ENDING_CONFIRMATIONS, observe
 from node.position.state import EndingKind, State
@@ -166,6 +167,20 @@ def test_a_close_that_our_record_does_not_know_is_seen_all_the_same() -> None:
     made.do(recover("restored from a backup"))
     assert names(see(made, completed(close()), SEEN, tip=SEEN + 2)) == ["CloseConfirmed"]
     assert made.state() is State.CLOSED
+
+
+def test_a_close_has_its_time_again_after_a_reorganisation() -> None:
+    """What was in no mempool while the lock was in no block has not been late."""
+    position = signed(TAKER).position
+    (txid,), block = lock(), bytes(32)
+    for event, at, since in (
+        (ConfirmationLost(txid), 100.0, 0.0),
+        (LockConfirmed(txid, 300, block), 200.0, 200.0),
+        (CloseConfirmed(bytes(32), 301, block, 1, 2), 300.0, 200.0),
+        (ConfirmationLost(bytes(32)), 400.0, 400.0),
+    ):
+        position = evolve_position(position, event, at)
+        assert position.closing_since == since
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

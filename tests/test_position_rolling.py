@@ -258,7 +258,7 @@ def test_a_taker_that_tries_all_day_can_still_roll_over() -> None:
         made = opened(role)
         first = rollovers().records(role)[0]
         assert isinstance(first, rollover.RolloverBegun)
-        for number in range(22 * 12):
+        for number in range(MOST_BEGUN + 12):
             made.do(begin_rollover(_other_attempt(first, role, number), PEER[role]))
         assert len(made.position.begun) == MOST_BEGUN
         do(made, *rollovers().facts[role][0])

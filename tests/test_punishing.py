@@ -77,9 +77,10 @@ async def test_a_mempool_that_dropped_the_revoked_commit_gets_it_again_with_its_
         await finish(this, Role.MAKER)
 
 
-@pytest.mark.parametrize("blocks", [0, REGTEST_TIMELOCKS.liquidation - 1])
+@pytest.mark.parametrize("blocks", [0, REGTEST_TIMELOCKS.liquidation - 1, REGTEST_TIMELOCKS.refund + 1])
 async def test_a_revoked_commit_is_punished_by_a_node_that_was_away(tmp_path: Path, blocks: int) -> None:
-    """Days, up to the last block in which only we can spend it: a scan on start finds it."""
+    """Days, up to the last block in which only we can spend it: a scan on start finds it. Later is better than never,
+    though all that its CETs and refund are claimed with is pruned."""
     async with chained(tmp_path) as this:
         for service in this.node.supervisor.services:
             service.stop()

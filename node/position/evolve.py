@@ -61,9 +61,10 @@ from node.position.events import (
 )
 from node.position.state import Attempt, Ending, EndingKind, Placed, Position
 
-MOST_BEGUN = 32
-"""Attempts of one rollover that are kept while they bind nobody; each is some 30 kB of a maker's memory. One that falls
-out can no more be signed by us; and a peer that begins others has signed none of them itself."""
+MOST_BEGUN = 288
+"""Attempts of one rollover that are kept while they bind nobody, one every five minutes of a day: any of them may be
+the one that the taker signed. Older ones fall out; those can no more be signed by us, and a taker that began so many
+others has signed none of them."""
 
 _PUBLISHED: dict[type[Published], EndingKind] = {
     CetPublished: EndingKind.CET,

@@ -20,10 +20,6 @@ from protocols import rollover
 from protocols.contract.terms import Role
 from protocols.rollover import NextContract
 
-MOST_BEGUN = 288
-"""Attempts of one rollover that bind nobody yet, one every five minutes of a day: a maker keeps them all, since any of
-them may be the one that the taker signed, and each is some 30 kB."""
-
 
 def check_rollable(position: Position) -> Attempt:
     """The contract that may be rolled over now, as far as the record tells. Raises `RefusedCommand`."""
