@@ -183,6 +183,18 @@ def test_a_close_has_its_time_again_after_a_reorganisation() -> None:
         assert position.closing_since == since
 
 
+def test_a_commit_that_our_record_does_not_know_tells_that_the_record_is_old() -> None:
+    """Whoever signed it did so later; a mempool alone shows whatever its server likes."""
+    made, unknown = rolled(TAKER), rollovers(2).commit(MAKER, 2)
+    assert see(made, unknown) == []
+    assert made.do(force_close("by the user"))
+    made = rolled(TAKER)
+    assert names(see(made, unknown, SEEN)) == ["Recovered"]
+    assert see(made, unknown, SEEN) == []
+    with pytest.raises(RefusedCommand, match="may be older"):
+        made.do(force_close("by the user"))
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -162,6 +162,13 @@ def closing(role: Role) -> History:
     return made
 
 
+def seen_close(role: Role) -> History:
+    """One that is not on record."""
+    made = opened(role)
+    see(made, completed(close()))
+    return made
+
+
 def forced(role: Role, records: int = 0) -> History:
     made = rolled(role, records)
     made.do(force_close("by the user"))
@@ -193,6 +200,7 @@ def observe_nothing() -> Command:
 TAKER, MAKER = Role.TAKER, Role.MAKER
 REFUSED: list[tuple[str, Callable[[], History], Callable[[], Fact], str]] = [
     ("R0 without a lock", partial(lost_lock, TAKER), partial(record, TAKER, 0), "not_open"),
+    ("R0 while a close is seen", partial(seen_close, TAKER), partial(record, TAKER, 0), "not_open"),
     ("R0 while a close is out", partial(closing, TAKER), partial(record, TAKER, 0), "closing"),
     ("the maker's too", partial(closing, MAKER), partial(record, MAKER, 0), "closing"),
     ("R0 after force close", partial(forced, TAKER), partial(record, TAKER, 0), "commit_out"),

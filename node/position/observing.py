@@ -23,6 +23,7 @@ from node.position.events import (
     Published,
     PunishConfirmed,
     PunishPublished,
+    Recovered,
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
@@ -172,12 +173,15 @@ def _observe_commit(position: Position, view: View, attempt: Attempt, seen: Seen
 
 
 def _observe_close(position: Position, view: View, seen: Seen) -> list[Event]:
-    """The close, or another transaction that pays both: only one that we signed can spend the lock."""
+    """The close, or another transaction that pays us or the peer: only one that we signed can spend the lock."""
     events: list[Event] = []
     if position.closing is not None and position.closing.txid == seen.txid and position.close_raw is None:
         events.append(CloseCompleted(seen.raw))  # the maker kept its last message; a mempool refuses what is not valid
     if sum(_paid(position, seen).values()):
         events += _ending(position, view, seen, EndingKind.CLOSE)
+    elif not position.recovered and view.confirmations(seen.txid) >= COMMIT_CONFIRMATIONS:
+        # we signed it, and do not know it; what only a mempool shows is the chain server's word
+        events.append(Recovered("the lock is spent by a commit that is not on record"))
     return events
 
 

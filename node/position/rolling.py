@@ -24,7 +24,7 @@ from protocols.rollover import NextContract
 def check_rollable(position: Position) -> Attempt:
     """The contract that may be rolled over now, as far as the record tells. Raises `RefusedCommand`."""
     contract = position.contract
-    if contract is None or position.lock is None or position.ended:
+    if contract is None or position.lock is None or position.ending is not None:
         raise refuse(position, "not_open", "there is no contract to roll over")
     if position.publishing is not None or position.commit_seen is not None:
         raise refuse(position, "commit_out", "a commit is out; the contract settles by the oracle's price")
