@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.position.commands import Command, RefusedCommand, attest, force_close, recover
+from node.position.deadlines import publish_unchanged
 from node.position.due import due, punishment
 from node.position.events import CODEC, CommitPublishing, Event, Revoking, RolloverHeld
 from node.position.evolve import MOST_BEGUN, evolve, replay
@@ -416,6 +417,13 @@ def _stripped(raw: bytes) -> bytes:
     tx = CTransaction.deserialize(raw)
     bare: bytes = CTransaction(tx.vin, tx.vout, tx.nLockTime, tx.nVersion).serialize()
     return bare
+
+
+def test_a_rollover_that_is_finished_while_its_deadline_is_looked_at_publishes_nothing() -> None:
+    half_done, finished = rolled(Role.TAKER, 4), rolled(Role.TAKER)
+    late = publish_unchanged(half_done.position, "too late")
+    assert late(half_done.position) == [CommitPublishing(1, "too late")]
+    assert late(finished.position) == []
 
 
 def test_a_punishment_belongs_to_the_commit_that_is_out() -> None:

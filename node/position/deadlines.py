@@ -73,7 +73,7 @@ class DeadlineKeeper:
             closing = position.state is State.CLOSING
             reason = await self._unclosed(position, waited) if closing else self._overdue(position, waited)
             if reason is not None and waited > 0:
-                after = await positions.execute(position.id, _publish(position, reason))
+                after = await positions.execute(position.id, publish_unchanged(position, reason))
                 if after.publishing is not None:
                     _log.warning("publishing the commit", order=position.id.hex(), reason=reason)
         except LocalError as error:
@@ -107,7 +107,7 @@ def _half_done(position: Position) -> bool:
     return position.state in (State.CLOSING, State.ROLLING_OVER)
 
 
-def _publish(seen: Position, reason: str) -> Command:
+def publish_unchanged(seen: Position, reason: str) -> Command:
     """Unless it went on since it was seen."""
 
     def decide(position: Position) -> list[Event]:
