@@ -1,4 +1,4 @@
-"""``scripts/chaos --proof``: takes each rule and each refusal out in turn, and sees that something turns red without it.
+"""``scripts/chaos --proof``: takes each rule and each refusal out in turn; something must turn red without it.
 
 Each proof runs in a process of its own, forked from one that has imported everything: what the code remembers while a
 rule is missing is never seen by another proof.
