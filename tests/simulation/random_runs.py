@@ -65,7 +65,7 @@ class _Users:
             await trio.sleep(self.draw.uniform(*PAUSE) * HOUR)
             await self._something()
         world.faults.end()
-        world.feed_stopped_at = None
+        world.feed_stopped_at, world.floor = None, 0
         world.oracle.behaviour = Behaviour()
         for name in takers:
             _stop_rolling(world.players[name])
@@ -159,12 +159,19 @@ class _Users:
         world.feed_stopped_at = None if world.feed_stopped_at is not None else world.now()
 
     async def _oracle(self) -> None:
+        """As it should be again, or late, silent, or, seldom, with another price for whom it told one."""
         oracle = self.story.world.oracle
+        if oracle.behaviour.mode is not Mode.NORMAL:
+            oracle.behaviour = Behaviour()
+            return
         late = Behaviour(Mode.LATE, late=self.draw.randint(600, 3 * 3600))
-        oracle.behaviour = late if oracle.behaviour.mode is Mode.NORMAL else Behaviour()
+        silent, contradicting = Behaviour(Mode.SILENT), Behaviour(Mode.CONTRADICT)
+        (oracle.behaviour,) = self.draw.choices((late, silent, contradicting), (6, 6, 1))
 
     async def _fees(self) -> None:
-        self.story.world.fee_rate = self.draw.choice((2, 3, 5, 8))
+        world = self.story.world
+        world.fee_rate = self.draw.choice((2, 3, 5, 8))
+        world.floor = self.draw.choice((0, world.fee_rate))
 
 
 def _stop_rolling(taker: Player) -> None:

@@ -399,6 +399,8 @@ class World(ChainView):
         self.network = Network()
         self.fee_rate = 2
         """What the Electrum servers estimate, sat/vB."""
+        self.floor = 0
+        """What blocks ask for, sat/vB."""
         self._prices: dict[str, list[tuple[int, int]]] = {"BTCUSD": [(0, 54_000)], "ETHUSD": [(0, 3_000)]}
         self.feed_stopped_at: float | None = None
         self.attested = _Attested()
@@ -453,7 +455,7 @@ class World(ChainView):
     # Blocks
 
     def mine(self) -> None:
-        template = self.mempool.block_template()
+        template = self.mempool.block_template(self.floor)
         if template:
             self._last_busy = self.chain.height + 1
         self.chain.mine(template)
