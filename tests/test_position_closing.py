@@ -42,6 +42,7 @@ from tests.lives import (
     spend,
 )
 from tests.positions import LAST, LIQUIDATING, ORDER_ID, PEER, TRADER, History, attestation, signatures, view, wanted
+from tests.test_due import complete
 
 BOTH = pytest.mark.parametrize("role", Role)
 TAKER, MAKER = Role.TAKER, Role.MAKER
@@ -365,7 +366,8 @@ def test_a_price_is_recorded_for_each_contract_that_may_pay_out() -> None:
         out = History(TAKER, made.position)
         see(out, rollovers().commit(MAKER, index), SEEN, tip=SEEN + REGTEST_TIMELOCKS.liquidation - 1)
         held = signatures(TAKER) if index == 0 else both.signatures(1)
-        (cet,) = due(out.position, TRADER[TAKER].seed, held)
+        ((cet, raw),) = due(out.position, TRADER[TAKER].seed, held).items()
+        complete(out, cet, raw)
         assert cet in {
             tx.GetTxid() for tx in map(out.position.transactions(index).cet, out.position.transactions(index).outcomes)
         }
