@@ -1,5 +1,5 @@
 """A maker and a taker as they are built for real, in one process with a regtest world: their APIs on loopback, their
-own stores, wallets and worker processes. Hours take two seconds."""
+own stores and wallets, and in one trade their own worker processes. Hours take two seconds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx2
 import pytest
 import trio
@@ -18,7 +19,9 @@ from bitcoin.core import CTransaction
 from node.config import MakerConfig, TakerConfig, load
 from node.core import Core
 from node.maker import Maker
+from node.network.conversation import inline
 from node.regtest.world import RunningWorld
+from node.seams import MACHINE, Seams
 from node.taker import Taker
 from node.wallet.address import to_script
 from node.web.sockets import bind_api, url_of
@@ -115,23 +118,32 @@ async def running(core: Core, api_socket: socket.socket) -> AsyncIterator[Api]:
         nursery.cancel_scope.cancel()
 
 
+def seams(workers: bool) -> Seams:
+    """Starting worker processes takes longer than a trade: only where they are the matter."""
+    return MACHINE if workers else attrs.evolve(MACHINE, compute=inline)
+
+
 @asynccontextmanager
-async def maker_on(config: Path, data: Path, **flags: object) -> AsyncIterator[tuple[Api, Maker]]:
+async def maker_on(
+    config: Path, data: Path, *, workers: bool = False, **flags: object
+) -> AsyncIterator[tuple[Api, Maker]]:
     flags = {"data": str(data), "api": LOOPBACK, "listen": LOOPBACK, **flags}
     settings = load(MakerConfig, paths=[config], environ={}, flags=flags)
     with bind_api(settings.api) as api_socket:
-        maker = Maker.build(settings, api_socket)
+        maker = Maker.build(settings, api_socket, seams(workers))
         async with running(maker.core, api_socket) as api:
             yield api, maker
 
 
 @asynccontextmanager
-async def taker_on(config: Path, data: Path, *makers: str, **flags: object) -> AsyncIterator[Api]:
+async def taker_on(
+    config: Path, data: Path, *makers: str, workers: bool = False, **flags: object
+) -> AsyncIterator[Api]:
     """Unless its flags say otherwise, positions are held to their expiry."""
     flags = {"data": str(data), "api": LOOPBACK, "makers": list(makers), "rollover.auto": False, **flags}
     settings = load(TakerConfig, paths=[config], environ={}, flags=flags)
     with bind_api(settings.api) as api_socket:
-        taker = Taker.build(settings, api_socket)
+        taker = Taker.build(settings, api_socket, seams(workers))
         async with running(taker.core, api_socket) as api:
             yield api
 
@@ -181,14 +193,18 @@ async def give(world: RunningWorld, *nodes: Api) -> None:
 
 
 @asynccontextmanager
-async def market(path: Path, *, hour: float = 2.0, roll: bool = False, **flags: object) -> AsyncIterator[Market]:
+async def market(
+    path: Path, *, hour: float = 2.0, roll: bool = False, workers: bool = False, **flags: object
+) -> AsyncIterator[Market]:
+    flags = {"listen": nowhere(), "max_quantity": 5_000, **flags}
     async with (
         running_world(path / "world", hour=hour) as world,
-        maker_on(world.config, path / "maker", listen=nowhere(), max_quantity=5_000, **flags) as (maker, node),
+        maker_on(world.config, path / "maker", workers=workers, **flags) as (maker, node),
     ):
         world.world.market.override = "50000"
         await until(lambda: node.listener.health.up)
-        async with taker_on(world.config, path / "taker", str(node.address), **{"rollover.auto": roll}) as taker:
+        rolling: dict[str, object] = {"rollover.auto": roll}
+        async with taker_on(world.config, path / "taker", str(node.address), workers=workers, **rolling) as taker:
             await maker.healthy()
             await taker.healthy()
             await give(world, maker, taker)
@@ -206,7 +222,7 @@ async def market(path: Path, *, hour: float = 2.0, roll: bool = False, **flags: 
 
 async def test_a_whole_trade_from_an_offer_to_both_payouts_on_the_chain(tmp_path: Path) -> None:
     """And what is refused on the way: an order above the limit, a leverage that is not offered, an unknown offer."""
-    async with market(tmp_path) as this:
+    async with market(tmp_path, workers=True) as this:
         (offer,) = await this.taker.get("/offers")
         assert (offer["taker_side"], offer["price"], offer["max_quantity"]) == ("long", "50000", 5_000)
         for body, field in (

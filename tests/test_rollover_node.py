@@ -350,7 +350,7 @@ async def test_no_rollover_without_a_quote(autojump_clock: object) -> None:
 async def test_an_event_that_is_past_is_waited_for_ten_minutes(autojump_clock: object) -> None:
     async with playing() as story:
         order_id = await story.one()
-        story.world.oracle.behaviour = Behaviour(Mode.SILENT)
+        story.world.oracle.behaviour = Behaviour(Mode.LATE, late=10 * CALENDAR_HOUR)
         sentence = await story.refused(order_id, "not_attested")
         assert "past and not attested" in sentence
         since = story.world.clock.calendar()
@@ -369,7 +369,7 @@ async def test_an_event_that_comes_while_a_rollover_is_agreed_on(
         order_id = await story.one()
         await story.hour(2.17)  # runs begin ten minutes past an hour, and the message is late by three quarters of one
         story.taker.taker.roll_over(order_id)
-        story.world.oracle.behaviour = Behaviour(Mode.SILENT)
+        story.world.oracle.behaviour = Behaviour(Mode.LATE, late=10 * CALENDAR_HOUR)
         await story.refused(order_id, "not_attested")
         making, taking = story.both(order_id)
         assert (len(making.attempts), len(taking.attempts)) == (1, signed)
@@ -480,6 +480,8 @@ async def test_a_maker_begins_no_attempt_a_moment_after_the_last_one(autojump_cl
             return await receive(RolloverTerms, within=60)
 
         first = await speak(connection, rollover.PROTOCOL, propose(), Host())
+        while story.maker.maker.rollover.under_way(order_id):  # until it has seen that nobody goes on
+            await trio.sleep(0.01)
         with pytest.raises(Refused) as refused:
             await speak(connection, rollover.PROTOCOL, propose(), Host())
         assert refused.value.code == "too_often"
