@@ -19,7 +19,7 @@ from tests.simulation.world import HOUR, TAKERS, Player
 
 HOURS = 2.0, 9.0
 """How long users are busy."""
-PAUSE = 0.05, 1.2
+PAUSE = 0.02, 0.8
 """Hours between two things that happen."""
 SYMBOLS = "BTCUSD", "BTCUSD", "BTCUSD", "ETHUSD"
 QUANTITIES: Mapping[str, range] = {"BTCUSD": range(500, 3_000, 100), "ETHUSD": range(10, 60)}
@@ -27,7 +27,7 @@ SKEW = 1.0
 """Seconds by which a clock may be wrong: a minute of the calendar."""
 DEEPEST = 6
 """Blocks that a reorganisation replaces at most."""
-TROUBLE = 0.0, 0.01, 0.03, 0.08
+TROUBLE = 0.0, 0.04, 0.08, 0.15
 """How likely each step meets a fault."""
 
 

@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 import node.oracle.client
 import node.oracle.contradictions
+import node.quoting
 import node.taker
 import protocols.contract.dlc
 from tests.simulation.checks import Found, gather, judge, summary
@@ -70,11 +71,12 @@ _REMEMBERED = {name: lru_cache(maxsize=1 << 16)(getattr(module, name)) for modul
 @contextmanager
 def quick() -> Iterator[None]:
     """What makes runs short and takes nothing from them: small contracts, for takers accept payouts in coarse steps;
-    an oracle that is asked again once; and pure functions that remember their results."""
+    an oracle that is asked again once; offers priced anew less often; pure functions that remember their results."""
     changes: list[tuple[Any, str, Any]] = [
         (node.taker, "TOLERANCE_NEAR", "0.05"),
         (node.taker, "TOLERANCE_FAR", "0.1"),
         (node.oracle.contradictions, "AGAIN_AFTER", (600.0,)),
+        (node.quoting, "LOOK_EVERY", 15.0),
         *((module, name, _REMEMBERED[name]) for module, name in PURE),
     ]
     with ExitStack() as stack:

@@ -185,7 +185,7 @@ class FeedInMemory(Feed):
     """Quotes the world's price at every moment, a dollar wide, until it is stopped."""
 
     def __init__(self, world: World, symbol: str, clock: Clock) -> None:
-        super().__init__(None, clock)
+        super().__init__("memory", clock, symbol=symbol)
         self._world, self._symbol = world, symbol
         self.stopped: Quote | None = None
 
