@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import repeat
 
 import attrs
@@ -98,7 +98,7 @@ def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
         case SetupFailed(code, sentence):
             return attrs.evolve(change, refusal=(code, sentence), failed=True)
         case SetupStarted(terms, announcements):
-            return attrs.evolve(change, terms=terms, announcements=announcements)
+            return attrs.evolve(change, terms=terms, announcements=_shared(announcements))
         case AttemptStarted(index, salt, own, peer):
             if position.terms is None:
                 return change  # no command decides this
@@ -188,10 +188,9 @@ def _rolled(
 ) -> Position:
     match event:
         case RolloverBegun():
-            last = position.begun[-1].following if position.begun else None
-            if event.following and last and event.following.announcements == last.announcements:
-                # one copy of what many attempts have in common
-                event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=last.announcements))
+            if event.following is not None:
+                shared = _shared(event.following.announcements)
+                event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=shared))
             return attrs.evolve(change, begun=(*position.begun, event)[-MOST_BEGUN:])
         case RolloverHeld(index, own, following, commit_signature, commit_txid):
             begun = next((each for each in position.begun if each.own == own), None)
@@ -202,7 +201,7 @@ def _rolled(
             attempt = Attempt(
                 index,
                 following.terms,
-                following.announcements,
+                _shared(following.announcements),
                 begun.salt,
                 attrs.evolve(setup.own, points=own),
                 attrs.evolve(position.attempts[0].peer, points=following.peer),
@@ -292,6 +291,16 @@ def _settled(
             if ending.kind is EndingKind.CLOSE:
                 change = attrs.evolve(change, commit_seen=None)
             return attrs.evolve(change, ending=ending)
+
+
+@lru_cache(maxsize=1 << 14)
+def _one(announcement: bytes) -> bytes:
+    return announcement
+
+
+def _shared(announcements: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The same ones. Positions name the same hours, and roll over every hour: one copy of each event is enough."""
+    return tuple(map(_one, announcements))
 
 
 def replay(order_id: bytes, events: Iterable[Event], times: Iterable[float] = repeat(0.0)) -> Position:
