@@ -14,18 +14,21 @@ from functools import partial
 import trio
 from attrs import define, evolve, field, frozen
 
+from node.network.conversation import Host, inline, speak
 from node.position.due import due
 from node.position.state import Attempt as Contract
-from node.position.state import Position
+from node.position.state import Position, State
 from node.regtest.policy import Rejected
 from node.rollover import RolloverNode
 from node.wallet.bip86 import CHANGE, RECEIVE
+from protocols import settlement
 from protocols.contract import schnorr
 from protocols.contract.keys import negated
 from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.signing import complete_commit
 from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, unsigned
 from protocols.contract_setup import Attempt
+from protocols.errors import CodedError
 from protocols.rollover import Standing
 from tests.lies import Change, Plain, drop, edit, flip, put, same
 from tests.simulation.faults import Faults, Step
@@ -272,11 +275,21 @@ async def _spends_its_inputs(liar: Liar, _: bytes) -> None:
     await trio.sleep(HOUR)
 
 
+async def _replaces_the_lock(liar: Liar, _: bytes) -> None:
+    """Both signed, and a mempool has it, until it has what pays more."""
+    await _ordered(liar.story)
+    mempool = liar.story.world.mempool
+    await liar.story.until(lambda: bool(mempool.entries))
+    liar.spend_inputs()
+    await trio.sleep(3 * HOUR)
+
+
 async def _holds_the_lock_back(after: float, liar: Liar, _: bytes) -> None:
     """The maker has all witnesses: it publishes when the price has moved its way, or never."""
     liar.keep_back()
     liar.when("maker_lock", liar.cut)
-    await _order(liar.story)
+    await _ordered(liar.story)
+    await trio.sleep(20)
     liar.story.world.set_price(50_000)
     await trio.sleep(after)
     try:
@@ -320,14 +333,25 @@ async def _ends_before_it_revokes(liar: Liar, order_id: bytes) -> None:
     await _expiry(liar.story)
 
 
+def _instead_of(kind: str) -> Plot:
+    """Contract 0 is published, and nothing is said any more: as long as it was not revoked, it pays."""
+
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        liar.when(kind, partial(liar.publish, 0))
+        liar.tricks.append(_Trick(kind, lambda _: liar.cut(), None))
+        await _roll(liar.story, order_id)
+        await _expiry(liar.story)
+
+    return plot
+
+
 def _silent_from(kind: str) -> Plot:
     """The ransom: whoever has the other's commit signature lets it wait."""
 
     async def plot(liar: Liar, order_id: bytes) -> None:
         liar.tricks.append(_Trick(kind, lambda _: liar.cut(), None))
         await _roll(liar.story, order_id)
-        await liar.story.hour(8)
-        liar.tricks.clear()
+        await _expiry(liar.story)
 
     return plot
 
@@ -399,13 +423,23 @@ async def _keeps_the_close(liar: Liar, order_id: bytes) -> None:
 
 
 async def _closes_at_another_price(liar: Liar, order_id: bytes) -> None:
-    """The taker's first close is signed by both and kept back; then the price moves, and it wants that one too."""
-    story = liar.story
-    liar.tricks.append(_Trick("taker_partial", lambda _: liar.cut(), 0))
+    """The maker signed one close, and broadcasts it; then the price moves, and the taker wants that one instead."""
+    story, node = liar.story, liar.player.taker
     await story.close(story.taker, order_id)
+    await story.until(lambda: story.in_state(story.maker, order_id, State.CLOSING))
     story.world.set_price(60_000)
-    liar.bend("propose_close", put(price="60000"))
-    await trio.sleep(2 * HOUR)
+    position = liar.position
+    contract = settlement.Contract(position.plan(), position.keys(0, node.core.setup.seed).fund)
+
+    async def yes(_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    dialogue = settlement.taker_close(contract, "60000", node.core.setup.entropy)
+    host = Host(answers={settlement.CheckClose: yes}, persist=yes, compute=inline)
+    liar.lied += 1
+    with suppress(CodedError, Rejected):
+        liar.hand_in(await speak(node.connections[position.peer], settlement.PROTOCOL, dialogue, host))
+    await trio.sleep(HOUR)
 
 
 async def _asks_for_another_close(liar: Liar, order_id: bytes) -> None:
@@ -414,6 +448,7 @@ async def _asks_for_another_close(liar: Liar, order_id: bytes) -> None:
     liar.keep_back()
     liar.tricks.append(_Trick("maker_partial", lambda _: liar.cut(), None))
     await story.close(story.taker, order_id)
+    await trio.sleep(5)
     story.world.set_price(50_000)
     liar.bend("accept_close", flip("close_txid"), 1)
     await story.close(story.taker, order_id)
@@ -471,7 +506,7 @@ AT_THE_END = (
     ),
     Hostile("another close", "maker", _lies_in_close("accept_close", flip("close_txid")), BY_CET),
     Hostile("keeps the close for an hour", "maker", _keeps_the_close, BY_CET),
-    Hostile("wants a close at another price", "taker", _closes_at_another_price, BY_CET),
+    Hostile("wants a close at another price", "taker", _closes_at_another_price, "closed by close"),
     Hostile("wants another close signed", "maker", _asks_for_another_close, BY_CET),
     Hostile("a wrong signature of a spend", "taker", _lies_in_spend("propose_spend", flip("signature")), BY_CET, True),
     Hostile(
@@ -480,7 +515,9 @@ AT_THE_END = (
 )
 
 WITH_THE_LOCK = (
-    Hostile("spends its inputs elsewhere", "taker", _spends_its_inputs, "lock given up", opened=False),
+    Hostile("spends its inputs elsewhere", "taker", _spends_its_inputs, NO_CONTRACT, opened=False),
+    Hostile("replaces the lock", "taker", _replaces_the_lock, "lock given up", opened=False),
+    Hostile("replaces the lock", "maker", _replaces_the_lock, "lock given up", opened=False),
     Hostile("spends its inputs elsewhere", "maker", _spends_its_inputs, "lock given up", opened=False),
     Hostile(
         "publishes the lock too late", "maker", partial(_holds_the_lock_back, 200.0), "lock given up", opened=False
@@ -501,7 +538,9 @@ WITH_OLD_COMMITS = (
     Hostile("publishes what it revoked, while we are away", "maker", _old_commit("", away=1.5 * HOUR), PUNISHED),
     Hostile("publishes and then revokes", "taker", _ends_before_it_revokes, PUNISHED),
     Hostile("publishes and then revokes", "maker", _ends_before_it_revokes, PUNISHED),
-    Hostile("publishes the old one when it has the new one", "maker", _old_commit("maker_commit"), BY_CET),
+    Hostile("publishes the old one as it signs the new one", "maker", _old_commit("maker_commit"), PUNISHED),
+    Hostile("publishes the old one instead of revoking it", "taker", _instead_of("revocation"), BY_CET),
+    Hostile("publishes the old one instead of revoking it", "maker", _instead_of("revocation"), BY_CET),
 )
 
 IN_SECOND_TRIES = (

@@ -166,7 +166,7 @@ TRANSACTIONS = (
         "the network's timelocks",
         "The three relative locks are parameters of the network, carried in the offer and checked by both.",
         cut(node.taker.Taker.place, "if offer.timelocks"),
-        test("setup_taker", "x"),
+        "?taker",
     ),
     _rule(
         "timelocks in order",
