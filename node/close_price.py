@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fractions import Fraction
 
 from attrs import frozen
@@ -15,20 +14,17 @@ from protocols.contract.numbers import PRICE_LIMIT, PRICE_PLACES, format_decimal
 from protocols.contract.payout import Payout
 from protocols.contract.terms import Role, Side
 from protocols.contract.transactions import ContractPlan
+from protocols.errors import WorldError
 
 _CENTS = 10**PRICE_PLACES
 
 
-def fresh_quote(feeds: Mapping[str, Feed], symbol: str) -> Quote:
+def closing_quote(feed: Feed) -> Quote:
     """The present one. Raises `Conflict` (no_quote) if it is stale, or there is none."""
-    feed = feeds.get(symbol)
-    problem = feed.problem() if feed is not None else "no price feed is configured"
-    quote = feed.quote if feed is not None else None
-    if quote is None or problem is not None:
-        raise Conflict(
-            "no_quote", f"there is no fresh quote of {symbol}: {problem}; closing is paused, force close still works"
-        )
-    return quote
+    try:
+        return feed.fresh()
+    except WorldError as error:
+        raise Conflict(error.code, f"{error.sentence}; closing is paused, force close still works") from None
 
 
 def closing_price(side: Side, quote: Quote) -> str:

@@ -36,7 +36,7 @@ from protocols.contract.numbers import BadNumber
 from protocols.contract.terms import Side
 from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import Order
-from protocols.errors import Declined
+from protocols.errors import Declined, WorldError
 from protocols.rollover import Conditions
 
 FOR_THE_ANSWER = 5.0
@@ -328,12 +328,10 @@ class Desk:
 
     def _quote(self, symbol: str) -> Quote:
         """The present one. Raises `Declined` (no_quote) if it is stale, or there is none."""
-        feed = self.feeds.get(symbol)
-        problem = feed.problem() if feed is not None else "no price feed is configured"
-        quote = feed.quote if feed is not None else None
-        if quote is None or problem is not None:
-            raise Declined("no_quote", f"the maker has no fresh quote of {symbol}: {problem}")
-        return quote
+        try:
+            return self.feeds[symbol].fresh()
+        except WorldError as error:
+            raise Declined(error.code, f"at the maker {error.sentence}") from None
 
 
 def _order(position: Position) -> Order:

@@ -112,6 +112,13 @@ class Feed:
             return None
         return f"the last quote is of {_time_of_day(self._quote.since)}, older than {self.stale_after:g} s"
 
+    def fresh(self) -> Quote:
+        """The quote, if a price may be made from it. Raises WorldError (no_quote) saying why not."""
+        quote, problem = self.quote, self.problem()
+        if quote is None or problem is not None:
+            raise WorldError("no_quote", f"there is no fresh quote of {self.symbol}: {problem}")
+        return quote
+
     def take(self, quote: Quote) -> None:
         """This is the present quote."""
         self._quote = quote

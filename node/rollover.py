@@ -31,7 +31,7 @@ from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import Attempt
 from protocols.dialogue import Dialogue, Fact
-from protocols.errors import Declined, LocalError, WorldError
+from protocols.errors import Declined, LocalError
 from protocols.rollover import (
     Conditions,
     DecideRollover,
@@ -100,7 +100,8 @@ class RolloverNode:
         bound = max_rate or default_rate_bound(position.offer.funding_rate)
 
         async def feed_price(_: FeedPrice) -> Fraction:
-            return fresh_price(self.feeds, symbol)
+            quote = self.feeds[symbol].fresh()
+            return (parse_price(quote.bid) + parse_price(quote.ask)) / 2
 
         host = self._host(position.peer, LocalError, {FeedPrice: feed_price})
         return rollover.taker(found, self.begin, bound), host
@@ -217,13 +218,3 @@ def _check_rollable(position: Position) -> None:
         if refusal.code == "recovered":
             raise
         raise Declined(refusal.code, refusal.sentence) from refusal
-
-
-def fresh_price(feeds: Mapping[str, Feed], symbol: str) -> Fraction:
-    """USD, halfway between bid and ask. Raises WorldError (no_quote)."""
-    feed = feeds.get(symbol)
-    problem = feed.problem() if feed is not None else "no price feed is configured"
-    quote = feed.quote if feed is not None else None
-    if quote is None or problem is not None:
-        raise WorldError("no_quote", f"there is no fresh quote of {symbol}: {problem}")
-    return (parse_price(quote.bid) + parse_price(quote.ask)) / 2

@@ -11,7 +11,7 @@ import structlog
 import trio
 from attrs import Factory, define, frozen
 
-from node.close_price import closing_price, fresh_quote, is_worse, worst_price
+from node.close_price import closing_price, closing_quote, is_worse, worst_price
 from node.errors import Conflict, Disconnected, FieldError, NotFound
 from node.health import UP, State
 from node.network.connection import Connection
@@ -108,7 +108,7 @@ class Settler:
             return Proposed(signed, position.proposed.limit if position.proposed is not None else signed)
         side = position.side
         assert position.offer is not None
-        price = closing_price(side, fresh_quote(self.feeds, position.offer.symbol))
+        price = closing_price(side, closing_quote(self.feeds[position.offer.symbol]))
         if limit is None:
             return Proposed(price, worst_price(side, price, self.close_band))
         try:
@@ -237,7 +237,6 @@ class Settler:
         try:
             contract, connection = self.node.to_close(position), self._connection(position)
             price = position.closing.price if position.closing is not None else _proposed(position)
-            connection = self._connection(position)
             dialogue = settlement.taker_close(contract, price, self.node.base.entropy)
             host = self.node.host(position.peer, {CheckClose: partial(self._check, position)})
             await speak(connection, settlement.PROTOCOL, dialogue, host)
@@ -264,7 +263,7 @@ class Settler:
     async def _check(self, position: Position, ask: CheckClose) -> None:
         """The user's limit was looked at before the price was proposed. The market may move while the maker thinks."""
         side = position.side
-        newest = closing_price(side, fresh_quote(self.feeds, ask.terms.symbol))
+        newest = closing_price(side, closing_quote(self.feeds[ask.terms.symbol]))
         allowed = worst_price(side, newest, self.close_band)
         if is_worse(side, ask.price, allowed):
             raise LocalError(

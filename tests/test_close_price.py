@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.clock import Clock
-from node.close_price import brings, closing_price, fresh_quote, is_worse, worst_price
+from node.close_price import brings, closing_price, closing_quote, is_worse, worst_price
 from node.errors import Conflict
 from node.prices import Feed, Quote
 from protocols.contract.closing import Close
@@ -59,7 +59,7 @@ def test_what_is_shown_is_what_the_close_pays(role: Role, price: str) -> None:
 
 
 def test_without_a_quote_closing_is_paused() -> None:
-    for feeds in ({}, {"BTCUSD": Feed(None, Clock())}, {"BTCUSD": Feed("ws://127.0.0.1:1/realtime", Clock())}):
+    for url in (None, "ws://127.0.0.1:1/realtime"):
         with pytest.raises(Conflict, match="closing is paused, force close still works") as refused:
-            fresh_quote(feeds, "BTCUSD")
+            closing_quote(Feed(url, Clock()))
         assert refused.value.code == "no_quote"

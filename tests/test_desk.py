@@ -168,9 +168,11 @@ async def test_a_rollover_is_at_the_middle_of_the_quote_and_at_the_rate_in_force
     refusal = await at.decide_rollover(OPEN, OPEN.plan())  # the rate is as good as ever, the quote is not
     assert isinstance(refusal, Rejected)
     assert refusal.code == "no_quote"
-    at.feeds = {}
+    at.feeds = {SYMBOL: Feed(None, CLOCK)}
     refusal = await at.decide_rollover(OPEN, OPEN.plan())
-    assert refusal == Rejected("no_quote", "the maker has no fresh quote of BTCUSD: no price feed is configured")
+    assert refusal == Rejected(
+        "no_quote", "at the maker there is no fresh quote of BTCUSD: no price feed is configured"
+    )
 
 
 async def test_a_close_is_decided_and_checked_again_by_the_quote_of_that_moment(autojump_clock: Jumping) -> None:
