@@ -356,6 +356,14 @@ def _silent_from(kind: str) -> Plot:
     return plot
 
 
+async def _drops_its_terms(liar: Liar, order_id: bytes) -> None:
+    """So that another attempt follows, which has points of its own."""
+    liar.when("rollover_terms", liar.cut)
+    await _roll(liar.story, order_id)
+    await _roll(liar.story, order_id, 4.2)
+    await _expiry(liar.story)
+
+
 async def _other_terms_when_resumed(liar: Liar, order_id: bytes) -> None:
     """The maker's commit is lost on its way; what the taker resumes gets other terms."""
     liar.when("maker_commit", liar.cut)
@@ -544,6 +552,7 @@ WITH_OLD_COMMITS = (
 )
 
 IN_SECOND_TRIES = (
+    Hostile("drops its terms once", "maker", _drops_its_terms, BY_CET),
     Hostile("silent once it has our commit signature", "maker", _silent_from("maker_commit"), BY_CET),
     Hostile("silent once it has our commit signature", "taker", _silent_from("revocation"), BY_CET),
     Hostile("silent once it has our revocation", "maker", _silent_from("revocation"), BY_CET),

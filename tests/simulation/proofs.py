@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import sys
@@ -18,16 +19,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 from attrs import Factory, define, frozen
 
+from tests.simulation.matrix import Case
 from tests.simulation.refusals import REFUSALS
 from tests.simulation.removal import Removal, together
 from tests.simulation.rules import RULES, Rule, Witness
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
+TOGETHER = 12
+"""How many witnesses one process hears while nothing is missing."""
 LIMIT = 120.0
 """Seconds, on the machine's clock, after which a witness that does not come back counts as hanging."""
 BROKEN = ("NameError", "UnboundLocalError", "SyntaxError", "NothingToRemove", "ImportError", "fixture")
@@ -45,11 +48,13 @@ class Verdict:
     seconds: float
 
 
+Answer = Mapping[Witness, Verdict]
+
+
 @frozen
 class Proof:
     rule: Rule
-    without: Mapping[Witness, Verdict]
-    """By witness, without the rule."""
+    without: Answer
 
     @property
     def problem(self) -> str | None:
@@ -66,16 +71,20 @@ class Proof:
 
 def prove(rules: Sequence[Rule], jobs: int = 2) -> Iterator[Proof]:
     """Each rule, as soon as all its witnesses spoke, in order."""
-    tasks = [(rule.removed, witness) for rule in rules for witness in rule.seen_by]
-    verdicts = _in_processes(tasks, jobs)
-    for rule in rules:
-        yield Proof(rule, {witness: next(verdicts) for witness in rule.seen_by})
+    answers = _in_processes([(rule.removed, rule.seen_by) for rule in rules], jobs)
+    for rule, answer in zip(rules, answers, strict=True):
+        yield Proof(rule, answer)
 
 
-def sane(witnesses: Iterable[Witness], jobs: int = 2) -> Iterator[tuple[Witness, Verdict]]:
+def sane(witnesses: Iterable[Witness], jobs: int = 2) -> Answer:
     """Each witness while nothing is missing: it must stay green."""
     distinct = list(dict.fromkeys(witnesses))
-    return zip(distinct, _in_processes([(NOTHING, witness) for witness in distinct], jobs), strict=True)
+    parts = [tuple(distinct[at : at + TOGETHER]) for at in range(0, len(distinct), TOGETHER)]
+    return {
+        each: verdict
+        for answer in _in_processes([(NOTHING, part) for part in parts], jobs)
+        for each, verdict in answer.items()
+    }
 
 
 def preload(witnesses: Iterable[Witness]) -> None:
@@ -84,63 +93,88 @@ def preload(witnesses: Iterable[Witness]) -> None:
         importlib.import_module(f"tests.{name.removesuffix('.py')}")
 
 
-# --- one witness ------------------------------------------------------------------------------------------------------
+# --- witnesses --------------------------------------------------------------------------------------------------------
 
 
-def ask(removed: Removal, witness: Witness) -> Verdict:
+def ask(removed: Removal, witnesses: Sequence[Witness]) -> Answer:
     """In this process, which is not to be used for anything else afterwards."""
+    tests = _tests(removed, [each for each in witnesses if isinstance(each, str)])
+    cells = {each: _cell(removed, each) for each in witnesses if not isinstance(each, str)}
+    return {each: tests[each] if isinstance(each, str) else cells[each] for each in witnesses}
+
+
+def _cell(removed: Removal, case: Case) -> Verdict:
     began = time.monotonic()
-    reason = _tests(removed, [witness]) if isinstance(witness, str) else _cell(removed, witness)
-    return Verdict(reason, time.monotonic() - began)
-
-
-def _cell(removed: Removal, case: Any) -> str | None:
     with removed():
         try:
             violations = case.run().violations
         except Exception as error:  # noqa: BLE001  # however the simulator finds it out
-            return f"raised {error!r}"
-    return "; ".join(violations) or None
+            violations = (f"raised {error!r}",)
+    return Verdict("; ".join(violations) or None, time.monotonic() - began)
 
 
 @define
 class _Without:
-    """A plugin of pytest: runs the tests without something, and remembers why the first one failed."""
+    """A plugin of pytest: runs the tests without something, and remembers why they failed."""
 
     removed: Removal
-    reasons: list[str] = Factory(list)
+    reports: list[pytest.TestReport] = Factory(list)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Iterator[None]:
-        hypothesis.settings.register_profile("proof", database=None, deadline=None)  # what fails here is no regression
-        hypothesis.settings.load_profile("proof")
         with self.removed():
             return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            lines = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E ")]
-            self.reasons.append(lines[0] if lines else report.longreprtext.strip().splitlines()[-1])
+        self.reports.append(report)
+
+    def verdict(self, witness: str) -> Verdict:
+        reports = [each for each in self.reports if each.nodeid.startswith(f"tests/{witness}")]
+        reasons = [_reason(each.longreprtext) for each in reports if each.failed]
+        if not reports:
+            reasons = ["NothingToRemove: there is no such test"]
+        return Verdict(reasons[0] if reasons else None, sum(each.duration for each in reports))
 
 
-def _tests(removed: Removal, ids: Sequence[str]) -> str | None:
+def _reason(text: str) -> str:
+    """What failed, of a traceback in pytest's short form; of a bare assertion its line."""
+    lines = [line for line in text.splitlines() if line.strip(" ^|+-")]
+    for before, line in itertools.pairwise(["", *lines]):
+        if line.startswith("E "):
+            told = line[1:].strip()
+            return before.strip() if told == "AssertionError" else told
+    return lines[-1].strip() if lines else "failed"
+
+
+def _tests(removed: Removal, ids: Sequence[str]) -> dict[str, Verdict]:
+    if not ids:
+        return {}
     plugin = _Without(removed)
-    arguments = ["-x", "-q", "--assert=plain", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    # no plugin but trio's is needed, and no failure is to be remembered as a regression
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = [
+        "-q",
+        "--no-header",
+        "--assert=plain",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_trio.plugin",
+    ]
     with contextlib.chdir(ROOT):
-        status = pytest.main([*arguments, *(f"{TESTS}/{each}" for each in ids)], plugins=[plugin])
-    if plugin.reasons:
-        return plugin.reasons[0]
-    return None if status == pytest.ExitCode.OK else f"NothingToRemove: pytest ended with {status!r}"
+        pytest.main([*options, "--rootdir", str(ROOT), *(f"tests/{each}" for each in ids)], plugins=[plugin])
+    return {each: plugin.verdict(each) for each in ids}
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def _in_processes(tasks: Sequence[tuple[Removal, Witness]], jobs: int) -> Iterator[Verdict]:
+def _in_processes(tasks: Sequence[tuple[Removal, tuple[Witness, ...]]], jobs: int) -> Iterator[Answer]:
     """In the order of the tasks, so many at a time."""
     context = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[int, Any, float]] = {}
-    done: dict[int, Verdict] = {}
+    done: dict[int, Answer] = {}
     waiting = list(reversed(list(enumerate(tasks))))
     for number in range(len(tasks)):
         while number not in done:
@@ -154,29 +188,29 @@ def _in_processes(tasks: Sequence[tuple[Removal, Witness]], jobs: int) -> Iterat
             for ready in wait(list(running), timeout=1.0):
                 assert isinstance(ready, Connection)
                 at, process, _ = running.pop(ready)
-                done[at] = _received(ready)
+                done[at] = _received(ready, tasks[at][1])
                 process.join()
             for late in [each for each, (*_, began) in running.items() if time.monotonic() - began > LIMIT]:
                 at, process, _ = running.pop(late)
                 process.kill()
                 process.join()
-                done[at] = Verdict(f"no end within {LIMIT:g} s", LIMIT)
+                done[at] = dict.fromkeys(tasks[at][1], Verdict(f"no end within {LIMIT:g} s", LIMIT))
         yield done.pop(number)
 
 
-def _received(connection: Connection) -> Verdict:
+def _received(connection: Connection, witnesses: tuple[Witness, ...]) -> Answer:
     try:
-        verdict: Verdict = connection.recv()
+        verdicts: list[Verdict] = connection.recv()
     except EOFError:
-        return Verdict("the process died", 0.0)
-    return verdict
+        verdicts = [Verdict("the process died", 0.0)] * len(witnesses)
+    return dict(zip(witnesses, verdicts, strict=True))
 
 
-def _child(answer: Connection, removed: Removal, witness: Witness) -> None:
+def _child(answer: Connection, removed: Removal, witnesses: tuple[Witness, ...]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(silence, descriptor)
-    answer.send(ask(removed, witness))
+    answer.send(list(ask(removed, witnesses).values()))
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -187,7 +221,7 @@ def table(rules: Sequence[Rule], jobs: int = 2, say: Callable[[str], None] = pri
     began = time.monotonic()
     preload(witness for rule in rules for witness in rule.seen_by)
     problems: list[str] = []
-    for witness, verdict in sane((witness for rule in rules for witness in rule.seen_by), jobs):
+    for witness, verdict in sane((witness for rule in rules for witness in rule.seen_by), jobs).items():
         if verdict.reason is not None:
             problems.append(f"{witness} is red while nothing is missing: {verdict.reason}")
     for proof in prove(rules, jobs):

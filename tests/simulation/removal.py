@@ -82,16 +82,25 @@ def together(*removals: Removal) -> Removal:
     return removed
 
 
+_EDITED: dict[FunctionType, str] = {}
+"""The source of what is changed at present: a second change builds on the first."""
+
+
 def _changed(of: Any, change: Callable[[str], str]) -> Removal:
     @contextmanager
     def removed() -> Iterator[None]:
         function = _function(of)
-        before = function.__code__
-        function.__code__ = _compiled(function, change(textwrap.dedent(inspect.getsource(function))))
+        code, source = function.__code__, _EDITED.get(function)
+        edited = change(source or textwrap.dedent(inspect.getsource(function)))
+        function.__code__ = _compiled(function, edited)
+        _EDITED[function] = edited
         try:
             yield
         finally:
-            function.__code__ = before
+            function.__code__ = code
+            _EDITED.pop(function)
+            if source is not None:
+                _EDITED[function] = source
 
     return removed
 

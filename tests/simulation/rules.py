@@ -10,7 +10,7 @@ from attrs import frozen
 
 from node import rollover as rollover_node
 from node.chain.broadcast import Broadcaster
-from node.position import abandon, closing, commands, deadlines, due, observing, punishing, rolling, state
+from node.position import abandon, closing, commands, deadlines, due, evolve, observing, punishing, rolling, state
 from node.position.book import Positions
 from node.position.bumping import Bumper
 from node.position.deadlines import DeadlineKeeper
@@ -19,8 +19,9 @@ from node.position.punishing import Punisher
 from node.rollover import RolloverNode
 from node.setup import SetupNode
 from protocols import contract_setup, rollover, settlement
+from tests.simulation.faults import DISK, Fault, Step
 from tests.simulation.matrix import Case
-from tests.simulation.removal import Removal, cut, late, put, swap
+from tests.simulation.removal import Removal, cut, late, put, swap, together
 from tests.simulation.witnesses import (
     close_refused,
     hostile,
@@ -143,7 +144,7 @@ FIRST = (
         _ONE,
         late(contract_setup.maker, "await Persist(SetupComplete", "await Send(MakerLock"),
         test("contract_setup", "the_order_of_things"),
-        test("contract_setup", "a_crash_at_a_persist_leaves_what_is_needed[Role.MAKER-2-before]"),
+        Case("contract_setup", Step("maker", DISK, 2), Fault.CRASH_BEFORE),
     ),
     _rule(
         "1 rollover: taker's R0 on disk",
@@ -220,7 +221,6 @@ FIRST = (
             "new = [CODEC.encode(event) for event in events]",
             "new = [CODEC.encode(event) for event in events]\n        self._take(evolve(position, events[0]), events)",
         ),
-        test("book", "nobody_sees_what_is_not_on_disk_yet"),
         test("book", "a_full_disk_refuses_and_everything_known_stays"),
     ),
 )
@@ -244,7 +244,7 @@ SECOND = (
         "2 not while a mempool has it",
         "If it is in no mempool after 10 min.",
         swap(abandon.LockKeeper._wait, "left <= 0 and not await self._in_a_mempool(position)", "left <= 0"),
-        "?abandon",
+        test("money_rules", "a_lock_that_a_mempool_has_is_not_given_up_however_old"),
     ),
     _rule(
         "2 at once if it is older",
@@ -254,7 +254,7 @@ SECOND = (
             "max(self.clock.now() - position.out_since, trio.current_time() - since)",
             "trio.current_time() - since",
         ),
-        "?abandon",
+        test("money_rules", "a_lock_that_is_old_at_the_start_is_given_up_at_once"),
     ),
     _rule(
         "2 nothing of an old price is published",
@@ -272,7 +272,7 @@ SECOND = (
         "2 more than the whole fee",
         "Spent back for more than the lock's whole fee.",
         swap(abandon.spend_back, "replaced + size + 1", "0"),
-        "?abandon",
+        test("money_rules", "what_spends_a_lock_back_pays_more_than_the_whole_lock"),
     ),
     _rule(
         "2 inputs stay reserved",
@@ -290,7 +290,7 @@ SECOND = (
         "2 it is raised",
         "At ≥ 2 × the lock's rate: left so, mempools that fill would drop it.",
         swap(abandon.LockKeeper._wait, "pays_too_little(position, await self.fee_rate())", "False"),
-        "?abandon",
+        test("attacks", "what_spends_a_lock_back_is_raised_when_blocks_ask_for_more"),
     ),
 )
 
@@ -308,7 +308,7 @@ THIRD = (
         "3 rollover: fresh points",
         "One attempt, one pair of points.",
         swap(RolloverNode.begin, "self.setup.entropy(32)", "bytes(32)"),
-        "?rollsim",
+        hostile("maker: drops its terms once"),
     ),
     _rule(
         "3 one set of terms",
@@ -325,8 +325,15 @@ THIRD = (
     _rule(
         "3 one attempt is signed",
         _FOR_EVER,
-        swap(rolling.hold_rollover, "or position.rolling", ""),
-        "?rolling",
+        together(
+            swap(rolling.hold_rollover, "or position.rolling", ""),
+            swap(
+                evolve._rolled,
+                "attempts=(*position.attempts, attempt), begun=()",
+                "attempts=(*position.attempts, attempt)",
+            ),
+        ),
+        roll_refused("R1 twice"),
     ),
     _rule(
         "3 no other begins",
@@ -378,7 +385,7 @@ THIRD = (
         "3 attested: revoked is not published",
         _EXCLUDE,
         swap(commands.consequences, "CommitPublishing(attested.index", "CommitPublishing(0"),
-        "?rolling",
+        Case("rollover"),
     ),
     _rule(
         "3 by expected version",
@@ -466,6 +473,7 @@ FIFTH = (
         "Every broadcast is repeated until it is confirmed or conflicted.",
         cut(Broadcaster.run, "self._due.update(self._kept)"),
         test("broadcast", "it_is_repeated_without_a_new_block"),
+        Case("expiry"),
     ),
     _rule(
         "5 survives restarts",
@@ -506,8 +514,19 @@ FIFTH = (
     _rule(
         "5 signatures are pruned only after R4",
         "n's CET signatures are pruned only after R4.",
-        swap(Positions._prune, "RevocationReceived", "RolloverHeld"),
-        "?rollsim",
+        together(
+            swap(
+                Positions._prune,
+                "isinstance(event, RevocationReceived)",
+                "isinstance(event, RevocationReceived | RolloverHeld)",
+            ),
+            swap(
+                Positions._prune,
+                "signatures_blob(event.index)",
+                "signatures_blob(event.index - isinstance(event, RolloverHeld))",
+            ),
+        ),
+        hostile("taker: publishes the old one instead of revoking it"),
     ),
 )
 
@@ -552,8 +571,18 @@ SIXTH = (
 _RECOVERED = "A restored node does not know what it has revoked: no commit of its positions is published by itself."
 
 SEVENTH = (
-    _rule("7 not by the user", _RECOVERED, cut(commands.force_close, "if position.recovered"), "?position"),
-    _rule("7 not by the oracle", _RECOVERED, swap(commands.consequences, "or position.recovered", ""), "?position"),
+    _rule(
+        "7 not by the user",
+        _RECOVERED,
+        cut(commands.force_close, "if position.recovered"),
+        test("money_rules", "a_recovered_position_publishes_nothing_by_itself"),
+    ),
+    _rule(
+        "7 not by the oracle",
+        _RECOVERED,
+        swap(commands.consequences, "or position.recovered", ""),
+        test("money_rules", "a_recovered_position_publishes_nothing_by_itself"),
+    ),
     _rule(
         "7 not when the peer's vanishes",
         _RECOVERED,
@@ -563,7 +592,9 @@ SEVENTH = (
     _rule(
         "7 not by a deadline",
         _RECOVERED,
-        swap(deadlines._half_done, "or position.recovered", ""),
+        together(
+            swap(deadlines._half_done, "or position.recovered", ""), cut(commands.force_close, "if position.recovered")
+        ),
         test("deadlines", "nothing_is_published_of_a_recovered_position"),
     ),
     _rule(
@@ -611,7 +642,6 @@ GUARDS = (
         _ROLL + "no attested event of this contract in a liquidation region, also while the peer takes its time.",
         cut(RolloverNode._check_in_time, "for plan in"),
         test("rollover_node", "an_event_that_comes_while_a_rollover_is_agreed_on"),
-        test("rollover_node", "nothing_is_signed_once_an_event_decided_the_contract"),
     ),
     _rule(
         "rollover: no event unattested",
@@ -674,6 +704,7 @@ GUARDS = (
         "Attested, of an event that this contract names: publish the commit.",
         cut(commands.consequences, "return [CommitPublishing"),
         test("position", "states_of_a_whole_life_to_a_cet"),
+        Case("liquidation"),
     ),
     _rule(
         "attested: the earliest counts",
