@@ -11,7 +11,6 @@ import structlog
 from attrs import field, frozen
 
 from node.network.conversation import Host
-from node.oracle.client import OracleClient
 from node.position.book import Positions
 from node.position.commands import RefusedCommand
 from node.position.deadlines import BEFORE_EXPIRY
@@ -19,14 +18,12 @@ from node.position.rolling import check_rollable
 from node.position.standing import following, in_question, index_to_roll, standing
 from node.position.state import Position
 from node.prices import Feed
-from node.setup import Answers, SetupNode
+from node.setup import Answers, Refusal, SetupNode
 from protocols import rollover
 from protocols.codec import Rejected
 from protocols.contract.keys import attempt_keys
 from protocols.contract.numbers import parse_price
-from protocols.contract.outcomes import covering
 from protocols.contract.rolling import default_rate_bound
-from protocols.contract.signing import transactions_of
 from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import Attempt
@@ -51,8 +48,6 @@ BEGIN_EVERY = 60
 log = structlog.get_logger("rollover")
 
 Decide = Callable[[Position, ContractPlan], Awaitable[Conditions | Rejected]]
-Refusal = type[LocalError] | type[Declined]
-"""The taker's own user is told why, or the taker is."""
 
 
 @frozen
@@ -93,7 +88,8 @@ class RolloverNode:
         """
         if not position.rolling:
             contract = check_rollable(position)
-            await self._check_undecided(position.plan(contract.index), LocalError)  # before anything is on record
+            plan = position.plan(contract.index)
+            await self.setup.check_undecided(plan, LocalError, late=ORACLE_LATE)  # before anything is on record
         assert position.offer is not None
         symbol = position.offer.symbol
         found = await self.standing(position, index_to_roll(position))
@@ -195,19 +191,7 @@ class RolloverNode:
         if left < BEFORE_EXPIRY:
             raise refusal("too_late", f"the contract expires in {left} s: too little to finish its rollover in")
         for plan in (old, held.next.plan):
-            await self._check_undecided(plan, refusal)
-
-    async def _check_undecided(self, plan: ContractPlan, refusal: Refusal) -> None:
-        for event, announcement in enumerate(plan.announcements):
-            since = self.setup.clock.calendar() - announcement.time
-            if since < 0:
-                return
-            attestation = await self.setup.oracle.call(OracleClient.attestation, announcement)
-            if attestation is None:
-                if since < ORACLE_LATE:
-                    raise refusal("not_attested", f"event {announcement.id} is past and not attested yet")
-            elif covering(transactions_of(plan).outcomes, event, attestation.price):
-                raise refusal("decided", f"event {announcement.id} is attested, and contract {plan.index} pays out")
+            await self.setup.check_undecided(plan, refusal, late=ORACLE_LATE)
 
 
 def _check_rollable(position: Position) -> None:

@@ -8,15 +8,15 @@ import trio
 from attrs import frozen
 
 from node.network.conversation import Host
-from node.oracle.client import OracleClient
+from node.oracle.client import OracleClient, ask_of_each
 from node.position.book import Positions
 from node.position.closing import check_closable, check_spendable
 from node.position.commands import RefusedCommand
 from node.position.state import Position
 from node.setup import Answers, SetupNode
-from protocols.contract.oracle import Announcement, Attestation
+from protocols.contract.oracle import Attestation
 from protocols.dialogue import Ask, Fact
-from protocols.errors import Declined, WorldError
+from protocols.errors import Declined
 from protocols.settlement import CloseSigned, Contract, FetchAttestations, FindContract, FindPublished
 
 CATCH_UP_WITHIN = 20.0
@@ -102,19 +102,6 @@ class SettlementNode:
     async def _attestations(self, ask: FetchAttestations) -> tuple[Attestation | None, ...]:
         """Asks the oracle about past events alone, all at once."""
         now = self.base.clock.calendar()
-        found: dict[str, Attestation | None] = {}
-        failures: list[WorldError] = []
-
-        async def fetch(announcement: Announcement) -> None:
-            try:
-                found[announcement.id] = await self.base.oracle.call(OracleClient.attestation, announcement)
-            except WorldError as error:
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for announcement in ask.announcements:
-                if announcement.time <= now:
-                    nursery.start_soon(fetch, announcement)
-        if failures:
-            raise failures[0]
-        return tuple(found.get(announcement.id) for announcement in ask.announcements)
+        past = tuple(announcement for announcement in ask.announcements if announcement.time <= now)
+        found = dict(zip(past, await ask_of_each(self.base.oracle, OracleClient.attestation, past), strict=True))
+        return tuple(found.get(announcement) for announcement in ask.announcements)

@@ -15,7 +15,7 @@ from node.chain.inputs import check_inputs
 from node.clock import Clock
 from node.config import FeeRateTable
 from node.network.conversation import Host
-from node.oracle.client import OracleClient
+from node.oracle.client import OracleClient, ask_of_each
 from node.position.book import Positions
 from node.position.commands import fail_setup
 from node.supervision import Service
@@ -26,8 +26,9 @@ from protocols.contract.funding import FundingInput, change_value, funding_neede
 from protocols.contract.keys import attempt_keys
 from protocols.contract.oracle import Announcement
 from protocols.contract.outcomes import covering
+from protocols.contract.signing import transactions_of
 from protocols.contract.terms import Role
-from protocols.contract.transactions import ContractPlan, ContractTransactions
+from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import (
     Attempt,
     CheckCoins,
@@ -40,10 +41,12 @@ from protocols.contract_setup import (
     SignLock,
 )
 from protocols.dialogue import Ask
-from protocols.errors import CodedError, LocalError, RemoteProtocolError, WorldError
+from protocols.errors import CodedError, Declined, LocalError, RemoteProtocolError, WorldError
 from protocols.offers import OracleKeys
 
 Answers = Mapping[type[Ask[Any]], Callable[[Any], Awaitable[Any]]]
+Refusal = type[LocalError] | type[Declined]
+"""The node's own user is told why, or the peer is."""
 
 SIX_BLOCKS = 6
 KEPT_FOR_FEES = 20_000
@@ -152,6 +155,22 @@ class SetupNode:
         with self.oracle.lent() as oracle:
             oracle.check_trusted()
 
+    async def check_undecided(self, plan: ContractPlan, refusal: Refusal = LocalError, *, late: int = 0) -> None:
+        """Refuse to sign for a contract that pays out already: the peer may have held us up until it knew.
+
+        Events that are past and not attested are waited for, that is refused too, for `late` seconds of the calendar.
+        """
+        for event, announcement in enumerate(plan.announcements):
+            since = self.clock.calendar() - announcement.time
+            if since < 0:
+                return
+            attestation = await self.oracle.call(OracleClient.attestation, announcement)
+            if attestation is None:
+                if since < late:
+                    raise refusal("not_attested", f"event {announcement.id} is past and not attested yet")
+            elif covering(transactions_of(plan).outcomes, event, attestation.price):
+                raise refusal("decided", f"event {announcement.id} is attested, and contract {plan.index} pays out")
+
     async def fee_rate(self) -> int:
         """Whole sat/vB for six blocks within the configured bounds; the default when the chain cannot say."""
         rates = self.fee_rates
@@ -185,21 +204,7 @@ class SetupNode:
         if ask.oracle != self.oracle_keys:
             raise LocalError("other_oracle", "the offer names another oracle than this node's configuration")
         self.check_oracle()
-        found: dict[str, Announcement] = {}
-        failures: list[WorldError] = []
-
-        async def fetch(event: str) -> None:
-            try:
-                found[event] = await self.oracle.call(OracleClient.announcement, event)
-            except WorldError as error:
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for event in ask.event_ids:
-                nursery.start_soon(fetch, event)
-        if failures:
-            raise failures[0]
-        return tuple(found[event] for event in ask.event_ids)
+        return await ask_of_each(self.oracle, OracleClient.announcement, ask.event_ids)
 
     async def _fund(self, ask: Fund) -> Funding:
         payout = await self.wallet.call(Wallet.new_script)
@@ -258,22 +263,11 @@ class SetupNode:
                     "bad_input", f"input {coin.outpoint} is promised to another lock with this node"
                 )
 
-    async def _check_undecided(self, plan: ContractPlan) -> None:
-        """Refuse a contract that pays out already: the peer may have held the setup up until it knew."""
-        for event, announcement in enumerate(plan.announcements):
-            if announcement.time > self.clock.calendar():
-                return
-            attestation = await self.oracle.call(OracleClient.attestation, announcement)
-            if attestation and covering(ContractTransactions(plan).outcomes, event, attestation.price):
-                raise LocalError(
-                    "decided", f"event {announcement.id} was attested during the setup, and liquidates the contract"
-                )
-
     async def _sign_lock(self, role: Role, ask: SignLock) -> tuple[tuple[bytes, ...], ...]:
         self.check_oracle()
         self._check_unpromised(role, ask.plan)
-        await self._check_undecided(ask.plan)
-        transactions = ContractTransactions(ask.plan)
+        await self.check_undecided(ask.plan)
+        transactions = transactions_of(ask.plan)
         witnesses = await self.wallet.call(Wallet.sign, transactions.lock.serialize(), transactions.lock_prevouts)
         first = 0 if role is Role.MAKER else len(ask.plan.maker.inputs)
         own = range(first, first + len(ask.plan.party(role).inputs))

@@ -6,9 +6,9 @@ too, and stands: every part of the node acts on it, in this life and the next on
 contradiction: its proof is on disk before it is told, and nothing new is trusted to this oracle ever again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 import httpx2
 import structlog
@@ -19,6 +19,7 @@ from node.clock import Clock
 from node.errors import Conflict, NotFound
 from node.health import UNREPORTED, Report
 from node.oracle.records import Kind
+from node.supervision import Service
 from protocols.contract.contradictions import Attested, Contradiction, contradiction, read_proof, write_proof
 from protocols.contract.oracle import (
     Announcement,
@@ -36,12 +37,13 @@ TIMEOUT = 10.0
 HOUR = 3600
 AHEAD = 24
 """Hours ahead whose announcement `run_oracle` looks for: the next contract will settle there."""
-
-
 REMEDY = (
     "no contract is set up or rolled over with this oracle any more; close the positions that name it, show the proof "
     "to the peers, and name another oracle in the configuration"
 )
+
+Subject = TypeVar("Subject")
+Answer = TypeVar("Answer")
 
 log = structlog.get_logger("oracle")
 
@@ -327,6 +329,29 @@ class OracleClient:
             self._report.recovered()
         else:
             self._report.degraded(reason)
+
+
+async def ask_of_each(
+    oracle: Service[OracleClient],
+    ask: Callable[[OracleClient, Subject], Awaitable[Answer]],
+    subjects: Sequence[Subject],
+) -> tuple[Answer, ...]:
+    """The client's answers about all of them, asked at once. Raises the first `WorldError` when all have ended."""
+    answers: dict[int, Answer] = {}
+    failures: list[WorldError] = []
+
+    async def one(index: int, subject: Subject) -> None:
+        try:
+            answers[index] = await oracle.call(ask, subject)
+        except WorldError as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for index, subject in enumerate(subjects):
+            nursery.start_soon(one, index, subject)
+    if failures:
+        raise failures[0]
+    return tuple(answers[index] for index in range(len(subjects)))
 
 
 async def run_oracle(
