@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 
 from attrs import define, evolve, field
@@ -15,6 +16,11 @@ from attrs import define, evolve, field
 from tests.simulation.matrix import NAMES, Case, cases
 from tests.simulation.random_runs import random_run
 from tests.simulation.run import Outcome
+
+LIMIT = 600
+"""Seconds after which a run is taken for one that has no end."""
+PROGRESS = 100
+"""Runs between two words of how far it is."""
 
 
 @define
@@ -26,38 +32,44 @@ class Tally:
     runs: int = 0
 
     def add(self, name: str, outcome: Outcome | str) -> None:
-        if isinstance(outcome, str):
-            self.runs += 1
-            self.failed.append(f"{name}: {outcome}")
-            return
         self.runs += 1
-        self.outcomes.update(f"{outcome.scenario}: {ended}" for ended in outcome.summary.split(", "))
-        if outcome.violations:
-            self.failed.append("\n    ".join((name, *outcome.violations)))
+        violations: tuple[str, ...] = (outcome,) if isinstance(outcome, str) else outcome.violations
+        if isinstance(outcome, Outcome):
+            self.outcomes.update(f"{outcome.scenario}: {ended}" for ended in outcome.summary.split(", "))
+        if violations:
+            self.failed.append("\n    ".join((name, *violations)))
             print(f"FAILED {self.failed[-1]}", flush=True)
 
     def tell(self, seconds: float) -> int:
         for name, count in sorted(self.outcomes.items()):
             print(f"{count:6} {name}")
         print(f"{self.runs} runs in {seconds:.0f} s, {len(self.failed)} failed")
-        for failure in self.failed:
-            print(f"FAILED {failure}")
         return 1 if self.failed else 0
 
 
 def _attempt(task: Callable[[], Outcome]) -> Outcome | str:
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(LIMIT)
     try:
         return evolve(task(), found=None, logs=())
     except Exception as error:  # noqa: BLE001  # one run that breaks must not hide the others
-        return repr(error)
+        return f"{error!r} {error.__cause__ or ''}".rstrip()
+    finally:
+        signal.alarm(0)
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"no end within {LIMIT} s")
 
 
 def carry_out(tasks: Iterable[tuple[str, Callable[[], Outcome]]], jobs: int) -> int:
     tally, began = Tally(), time.monotonic()
-    names, functions = zip(*tasks, strict=True)
     with ProcessPoolExecutor(jobs) as pool:
-        for name, outcome in zip(names, pool.map(_attempt, functions), strict=True):
-            tally.add(name, outcome)
+        names = {pool.submit(_attempt, task): name for name, task in tasks}
+        for future in as_completed(names):
+            tally.add(names[future], future.result())
+            if not tally.runs % PROGRESS:
+                print(f"{tally.runs} of {len(names)} runs, {len(tally.failed)} failed", file=sys.stderr, flush=True)
     return tally.tell(time.monotonic() - began)
 
 
