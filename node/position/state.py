@@ -77,6 +77,10 @@ _STATES = {
 """What a position is once its ending is seen, and once that is final."""
 
 
+PLANS_KEPT = 4
+"""Of one position: those of contracts that may pay out, and of what is being looked at."""
+
+
 @frozen
 class Placed:
     """Where a transaction stands in the chain."""
@@ -187,6 +191,8 @@ class Position:
     """What was seen last; what spends the lock or the commit is one transaction only."""
     buried: bool = False
     recovered: bool = False
+    _plans: dict[int, tuple[Attempt, ContractPlan]] = field(factory=dict, eq=False, repr=False)
+    """By index, with what they were made of; handed on from one version of the position to the next."""
 
     @property
     def state(self) -> State:
@@ -265,8 +271,15 @@ class Position:
             assert self.present is not None, "no contract yet"
             index = self.present.index
         attempt = self.attempts[index]
+        known = self._plans.get(index)
+        if known is not None and known[0] is attempt:
+            return known[1]
         assert attempt.peer is not None, "the peer's side is not known yet"
-        return self.plan_of(attempt.terms, attempt.announcements, index, attempt.own, attempt.peer)
+        plan = self.plan_of(attempt.terms, attempt.announcements, index, attempt.own, attempt.peer)
+        if len(self._plans) >= PLANS_KEPT:
+            self._plans.clear()
+        self._plans[index] = attempt, plan
+        return plan
 
     def plan_of(
         self, terms: Terms, announcements: tuple[bytes, ...], index: int, own: Party, peer: Party

@@ -18,7 +18,7 @@ Point = Any
 """A libsecp256k1 public key object; cffi's types have no names that a type checker knows."""
 
 
-@frozen
+@frozen(cache_hash=True)  # the points of its digits are kept by it
 class Announcement:
     """An oracle's signed promise to attest a price at a time; made by a scheme's `parse_announcement` only."""
 

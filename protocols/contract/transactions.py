@@ -37,7 +37,7 @@ class Party:
     payout_script: bytes
 
 
-@frozen
+@frozen(cache_hash=True)  # plans are what transactions are kept by
 class ContractPlan:
     """All that fixes the transactions of one attempt; picklable, so that workers can sign and verify.
 
