@@ -22,7 +22,7 @@ from node.regtest.policy import Rejected
 from node.rollover import RolloverNode
 from node.wallet.bip86 import CHANGE, RECEIVE
 from protocols import settlement
-from protocols.contract import schnorr
+from protocols.contract import adaptor, schnorr
 from protocols.contract.keys import negated
 from protocols.contract.sighash import TxOut, signature_hash
 from protocols.contract.signing import complete_commit
@@ -30,7 +30,7 @@ from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, unsi
 from protocols.contract_setup import Attempt
 from protocols.errors import CodedError
 from protocols.rollover import Standing
-from tests.lies import Change, Plain, drop, edit, flip, put, same
+from tests.lies import Change, Plain, drop, edit, flip, flipped, put, same
 from tests.simulation.faults import Faults, Step
 from tests.simulation.run import Outcome, play
 from tests.simulation.scenarios import Story
@@ -246,6 +246,28 @@ def _lies_in_rollover(kind: str, change: Change) -> Plot:
         await _expiry(liar.story)
 
     return plot
+
+
+def _lies_and_leaves(kind: str, change: Change) -> Plot:
+    """What it lied about is what the other side needs once it is alone, for better or worse."""
+
+    async def plot(liar: Liar, order_id: bytes) -> None:
+        liar.bend(kind, change)
+        await _roll(liar.story, order_id)
+        assert liar.player.life is not None
+        liar.player.life.end()
+        await liar.story.hour(36)
+        liar.player.begin()
+
+    return plot
+
+
+def _every(signatures: list[bytes]) -> list[bytes]:
+    """One bit of each CET's signature."""
+    size = adaptor.SIZE
+    return [
+        b"".join(flipped(joined[at : at + size], 40) for at in range(0, len(joined), size)) for joined in signatures
+    ]
 
 
 def _lies_in_close(kind: str, change: Change) -> Plot:
@@ -489,6 +511,16 @@ IN_SETUP = tuple(
     )
 )
 
+BEFORE_IT_LEAVES = tuple(
+    Hostile(f"{name}, and leaves", who, _lies_and_leaves(kind, change), BY_CET)
+    for who, name, kind, change in (
+        ("maker", "wrong CET signatures", "rollover_terms", edit("cet_signatures", _every)),
+        ("maker", "a wrong commit signature", "maker_commit", flip("commit_signature", 40)),
+        ("taker", "wrong CET signatures", "taker_signatures", edit("cet_signatures", _every)),
+        ("taker", "a wrong commit signature", "taker_signatures", flip("commit_signature", 40)),
+    )
+)
+
 IN_ROLLOVER = tuple(
     Hostile(name, who, _lies_in_rollover(kind, change), BY_CET)
     for who, name, kind, change in (
@@ -570,5 +602,13 @@ IN_SECOND_TRIES = (
 
 HOSTILE = {
     str(each): each
-    for each in (*IN_SETUP, *IN_ROLLOVER, *AT_THE_END, *WITH_THE_LOCK, *WITH_OLD_COMMITS, *IN_SECOND_TRIES)
+    for each in (
+        *IN_SETUP,
+        *IN_ROLLOVER,
+        *BEFORE_IT_LEAVES,
+        *AT_THE_END,
+        *WITH_THE_LOCK,
+        *WITH_OLD_COMMITS,
+        *IN_SECOND_TRIES,
+    )
 }

@@ -46,7 +46,7 @@ from protocols.contract.olivia import Olivia
 from protocols.contract.terms import Terms
 from protocols.offers import Offer
 from tests.simulation.removal import cut, put, swap, together
-from tests.simulation.rules import Rule, _rule
+from tests.simulation.rules import _rule
 from tests.simulation.witnesses import (
     hostile,
     points_refused,
@@ -859,4 +859,12 @@ SAID = (
     ),
 )
 
-REFUSALS: tuple[Rule, ...] = NUMBERS + IDENTITY + TRANSACTIONS + SIGNATURES + ORACLE + EVENTS + SAID
+REFUSALS = {
+    "numbers": NUMBERS,
+    "identity": IDENTITY,
+    "transactions": TRANSACTIONS,
+    "signatures": SIGNATURES,
+    "oracle": ORACLE,
+    "events": EVENTS,
+    "said": SAID,
+}

@@ -74,14 +74,14 @@ FIRST = (
         _VERIFIED,
         cut(rollover._agree, "await Compute(verify_contract"),
         rollover_lie("maker RolloverTerms-last CET signature is bent"),
-        hostile("maker: a wrong CET signature for the next contract"),
+        hostile("maker: wrong CET signatures, and leaves"),
     ),
     _rule(
         "1 rollover: maker verifies",
         _VERIFIED,
         cut(rollover.maker, "await Compute(verify_contract"),
         rollover_lie("taker TakerSignatures-last CET signature is bent"),
-        hostile("taker: a wrong CET signature for the next contract"),
+        hostile("taker: wrong CET signatures, and leaves"),
     ),
     _rule(
         "1 setup: taker has the commit",
@@ -102,14 +102,14 @@ FIRST = (
         "What we need to claim: n + 1 is complete before n is revoked.",
         cut(rollover.taker, "await Compute(verify_commit"),
         rollover_lie("maker MakerCommit-maker: commit signature is bent"),
-        hostile("maker: a wrong commit signature for the next contract"),
+        hostile("maker: a wrong commit signature, and leaves"),
     ),
     _rule(
         "1 rollover: maker has the commit",
         "What we need to claim: n + 1 is complete before n is revoked.",
         cut(rollover.maker, "await Compute(verify_commit"),
         rollover_lie("taker TakerSignatures-taker: commit signature is bent"),
-        hostile("taker: a wrong commit signature for the next contract"),
+        hostile("taker: a wrong commit signature, and leaves"),
     ),
     _rule(
         "1 setup: maker's signatures on disk",
@@ -144,7 +144,7 @@ FIRST = (
         _ONE,
         late(contract_setup.maker, "await Persist(SetupComplete", "await Send(MakerLock"),
         test("contract_setup", "the_order_of_things"),
-        Case("contract_setup", Step("maker", DISK, 2), Fault.CRASH_BEFORE),
+        Case("contract_setup", Step("maker", DISK, 2), Fault.DISK_FULL),
     ),
     _rule(
         "1 rollover: taker's R0 on disk",
@@ -231,13 +231,12 @@ SECOND = (
         "From the moment our lock signatures left, the lock is watched, whatever became of the dialogue.",
         cut(commands.fail_setup, "if position.contract is not None"),
         refused("a failure after our lock signatures left"),
-        hostile("maker: a witness that is none"),
     ),
     _rule(
         "2 it is given up",
         "If it is in no mempool after 10 min, one of our inputs is spent back to ourselves.",
         swap(abandon.LockKeeper._wait, "left <= 0 and not await self._in_a_mempool(position)", "False"),
-        hostile("taker: spends its inputs elsewhere"),
+        hostile("taker: replaces the lock"),
         hostile("maker: publishes the lock too late"),
     ),
     _rule(
@@ -346,14 +345,12 @@ THIRD = (
         _FOR_EVER,
         cut(rollover.maker, "if held is not None and held.next.plan.taker.points != theirs"),
         test("rollover", "the_maker_signs_the_first_attempt_only"),
-        hostile("taker: another attempt after its signatures"),
     ),
     _rule(
         "3 the same to the byte",
         _FOR_EVER,
         cut(rollover._compare, "if said != recorded"),
         test("rollover", "a_resumed_attempt_is_the_same_to_the_byte_or_nothing"),
-        hostile("maker: resumes with other terms"),
     ),
     _rule(
         "3 a setup is attempted once",
@@ -750,4 +747,13 @@ GUARDS = (
     ),
 )
 
-RULES = FIRST + SECOND + THIRD + FOURTH + FIFTH + SIXTH + SEVENTH + GUARDS
+RULES = {
+    "1": FIRST,
+    "2": SECOND,
+    "3": THIRD,
+    "4": FOURTH,
+    "5": FIFTH,
+    "6": SIXTH,
+    "7": SEVENTH,
+    "guards": GUARDS,
+}
