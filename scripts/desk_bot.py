@@ -7,6 +7,7 @@ the maker's own rules say. The funding rate leans against the exposure: those on
 from __future__ import annotations
 
 import argparse
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,7 +67,10 @@ async def run(maker: httpx2.AsyncClient) -> None:
 
 
 async def main(data: Path) -> None:
-    url, token = (data / "api.url").read_text().strip(), (data / "api.token").read_text().strip()
+    try:
+        url, token = (data / "api.url").read_text().strip(), (data / "api.token").read_text().strip()
+    except OSError as error:
+        sys.exit(f"scripts/desk_bot: {error.filename}: {error.strerror}; is the node running?")
     headers = {"Authorization": f"Bearer {token}"}
     async with httpx2.AsyncClient(base_url=f"{url}/api/v1", headers=headers, trust_env=False) as maker:
         await run(maker)

@@ -153,6 +153,8 @@ async def test_what_keeps_a_close_from_coming_about_is_said(tmp_path: Path, monk
             assert (refused.status_code, refused.json()["code"]) == (status, code)
         from_maker = await this.maker.post(path)
         assert (from_maker.status_code, from_maker.json()["code"]) == (409, "takers_close")
+        from_maker = await this.maker.post(f"/positions/{order_id}/rollover")
+        assert (from_maker.status_code, from_maker.json()["code"]) == (409, "takers_roll_over")
         assert (await this.taker.post(f"/positions/{'0' * 32}/close")).status_code == 404
 
         feed = this.taker.core.feeds["BTCUSD"]

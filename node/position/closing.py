@@ -26,7 +26,7 @@ def check_closable(position: Position) -> Attempt:
     if position.publishing is not None or position.commit_seen is not None:
         raise refuse(position, "commit_out", "a commit is out; the contract settles by the oracle's price")
     if position.rolling:
-        raise refuse(position, "unfinished_rollover", "our commit signature left for a rollover: finish that first")
+        raise refuse(position, "unfinished_rollover", "it goes on by itself once both are connected; or force close")
     if any(each.index >= contract.index for each in position.attestations):
         raise refuse(position, "attested", "the oracle attested a price that the contract pays out at")
     return contract

@@ -75,6 +75,10 @@ def maker_close_router() -> APIRouter:
     async def close(order_id: HexId) -> None:
         raise Conflict("takers_close", "closes are proposed by takers; a maker answers them, and may force close")
 
+    @router.post("/positions/{order_id}/rollover")
+    async def roll_over(order_id: HexId) -> None:
+        raise Conflict("takers_roll_over", "rollovers are proposed by takers; a maker answers them")
+
     return router
 
 
