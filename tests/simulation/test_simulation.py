@@ -109,11 +109,11 @@ def test_the_matrix(scenario: str) -> None:
     [
         # without the taker's signatures there is no lock, without the maker's last message there is
         (Step("taker", SETUP, 2), Fault.CUT_BEFORE, "lock given up / no contract"),
-        (Step("maker", SETUP, 2), Fault.CUT_BEFORE, "settled by cet"),
+        pytest.param(Step("maker", SETUP, 2), Fault.CUT_BEFORE, "settled by cet", marks=pytest.mark.slow),
         # the maker asks nothing more for somebody who is gone
         (Step("taker", SETUP, 2), Fault.CUT_AFTER, "lock given up / no contract"),
         (Step("taker", SETUP, 0), Fault.DROP, "no contract"),
-        (Step("taker", SETUP, 1), Fault.DELAY, "settled by cet"),
+        pytest.param(Step("taker", SETUP, 1), Fault.DELAY, "settled by cet", marks=pytest.mark.slow),
         (Step("maker", SETUP, 0), Fault.TWICE, "no contract"),
         (Step("maker", DISK, 1), Fault.DISK_FULL, "no contract"),
         (Step("maker", DISK, 2), Fault.CRASH_BEFORE, "lock given up / no contract"),
@@ -222,7 +222,7 @@ def test_points_that_serve_twice_are_seen() -> None:
     sees(with_seat(found, again), no_point_is_used_twice)
 
 
-@pytest.mark.parametrize("name", ["maker", "taker"])
+@pytest.mark.parametrize("name", ["maker", pytest.param("taker", marks=pytest.mark.slow)])
 def test_who_publishes_what_it_revoked_is_seen(name: str) -> None:
     found = left_by("rollover")
     own = seat(found, name)
