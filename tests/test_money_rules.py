@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import evolve, field, frozen
+from bitcoin.core.serialize import Hash160
 
 from node.errors import Conflict
 from node.eventstore.memory import MemoryBackend
@@ -23,20 +24,23 @@ from protocols.contract.funding import MAX_INPUTS, FundingInput
 from protocols.contract.keys import Points
 from protocols.contract.oracle import parse_announcement, parse_attestation
 from protocols.contract.parties import check_scripts
-from protocols.contract.schedule import HOUR, first_event
+from protocols.contract.schedule import HOUR, check_events, contract_events, first_event
 from protocols.contract.scripts import ANCHOR_SCRIPT, p2tr
+from protocols.contract.sighash import TxOut
 from protocols.contract.terms import Role, Timelocks
 from protocols.contract.transactions import Party
+from protocols.contract.witness import check_witness
 from protocols.contract_setup import KnownPoints
 from protocols.errors import RemoteProtocolError
 from protocols.offers import ID_LENGTH, Offer
 from tests.lives import opened
+from tests.opened import TAKER_COIN_KEY, sign_p2wpkh
 from tests.positions import LIQUIDATING, PEER, attestation, history
 from tests.setups import MAKER, TAKER, order, points_of
 from tests.simulation.faults import Faults
 from tests.simulation.run import play
 from tests.simulation.scenarios import Story
-from tests.simulation.world import ORACLE, SCHEME
+from tests.simulation.world import COIN, ORACLE, SCHEME
 from tests.test_attacks import WithCoins
 from tests.worlds import Node, deal, running_world, until
 
@@ -145,6 +149,26 @@ def test_the_first_event_is_more_than_two_minutes_away() -> None:
     assert first_event(10 * HOUR - 119) == first_event(10 * HOUR - 120) == 11 * HOUR
 
 
+def test_a_witness_names_the_hash_type_that_was_signed() -> None:
+    """Consensus would refuse the other one, and the lock would never confirm."""
+    tx, coin = history(Role.MAKER).position.transactions(0).lock, TxOut(COIN, b"\x00\x14" + Hash160(TAKER_COIN_KEY))
+    spent = (coin, coin)
+    signature, key = sign_p2wpkh(tx, 1, COIN)
+    check_witness(tx, 1, spent, (signature, key))
+    for other in (b"", b"\x00", b"\x02", b"\x81"):
+        with pytest.raises(RemoteProtocolError):
+            check_witness(tx, 1, spent, (signature[:-1] + other, key))
+
+
+def test_events_are_on_full_hours() -> None:
+    now = 500_000 * HOUR - 10
+    listed = contract_events("BTCUSD", now, SCHEME)
+    check_events("BTCUSD", listed, SCHEME, asked_at=now, now=now)
+    late = [SCHEME.event_id("BTCUSD", SCHEME.parse_event(each)[1] + HOUR // 2) for each in listed]
+    with pytest.raises(RemoteProtocolError, match="not on a full hour"):
+        check_events("BTCUSD", late, SCHEME, asked_at=now, now=now)
+
+
 def test_a_bump_spends_no_more_than_fits_into_a_thousand_vbytes() -> None:
     """Version 3 takes no larger child; another one would be refused, and the commit stay where it is."""
     coins = [FundingInput(bytes([at]) * 32, 0, 5_000, HOME) for at in range(100)]
@@ -203,7 +227,7 @@ def test_nothing_is_rolled_over_with_an_oracle_that_said_two_things() -> None:
         assert await story.opened(order_id)
         assert order_id is not None
         await story.hour(2.2)
-        core = story.taker.taker.core
+        core = story.maker.maker.core
         position = story.position(story.taker, order_id)
         assert position is not None
         await core.oracle.call(OracleClient.import_proof, _proof(position.plan().announcements[0].id))

@@ -1,231 +1,25 @@
-"""Peers that want more than is theirs: whatever one of them does, the other's checks hold when all is quiet.
-
-A liar is a whole node that plays by the rules but where its plot says otherwise: it sends other messages, at moments of
-its choice hands in transactions that its own record would not allow, or keeps silent about what it should say.
-"""
+"""Peers that want more than is theirs: whatever one of them does, the other's checks hold when all is quiet."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
 import trio
-from attrs import define, evolve, field, frozen
 
 from node.network.conversation import Host, inline, speak
-from node.position.due import due
-from node.position.state import Attempt as Contract
-from node.position.state import Position, State
+from node.position.state import State
 from node.regtest.policy import Rejected
 from node.rollover import RolloverNode
-from node.wallet.bip86 import CHANGE, RECEIVE
 from protocols import settlement
-from protocols.contract import adaptor, schnorr
+from protocols.contract import adaptor
 from protocols.contract.keys import negated
-from protocols.contract.sighash import TxOut, signature_hash
-from protocols.contract.signing import complete_commit
-from protocols.contract.transactions import FINAL, LOCK_VERSION, completed, unsigned
 from protocols.contract_setup import Attempt
 from protocols.errors import CodedError
 from protocols.rollover import Standing
-from tests.lies import Change, Plain, drop, edit, flip, flipped, put, same
-from tests.simulation.faults import Faults, Step
-from tests.simulation.run import Outcome, play
-from tests.simulation.scenarios import Story
-from tests.simulation.world import HOUR, Player, account_of
-
-SETUP, ROLLOVER, SETTLEMENT = "contract_setup", "rollover", "settlement"
-
-
-@frozen
-class _Trick:
-    """What is done to a message of this kind that is about to leave."""
-
-    kind: str
-    act: Callable[[Plain], Plain | None]
-    which: int | None
-    """Of the messages of this kind, from 0; None: every one."""
-
-
-@define(eq=False)
-class Liar:
-    """A node that deceives: a `Deceit` of the wire, and what it can do besides its messages."""
-
-    story: Story
-    player: Player
-    tricks: list[_Trick] = field(factory=list)
-    lied: int = 0
-    """How often."""
-    sent: dict[str, list[Plain]] = field(factory=dict)
-    """Every message so far, by kind."""
-    _counts: Counter[str] = field(factory=Counter)
-
-    def __call__(self, step: Step, plain: Plain) -> Plain | None:
-        kind = str(plain["type"])
-        number = self._counts[kind]
-        self._counts[kind] += 1
-        self.sent.setdefault(kind, []).append({**plain})
-        bent = None
-        for trick in self.tricks:
-            if trick.kind == kind and trick.which in (None, number):
-                self.lied += 1
-                bent = trick.act(plain) or bent
-        return bent
-
-    # In messages
-
-    def bend(self, kind: str, change: Change, which: int | None = None) -> None:
-        """Have a change made to messages of a kind."""
-
-        def act(plain: Plain) -> Plain:
-            change(plain)
-            return plain
-
-        self.tricks.append(_Trick(kind, act, which))
-
-    def replay(self, kind: str, which: int) -> None:
-        """Instead of a later message of this kind, have the first one sent once more."""
-        self.tricks.append(_Trick(kind, lambda _: self.sent[kind][0], which))
-
-    def when(self, kind: str, do: Callable[[], object], which: int = 0) -> None:
-        """Have something done just before a message leaves."""
-
-        def act(_: Plain) -> None:
-            do()
-
-        self.tricks.append(_Trick(kind, act, which))
-
-    def cut(self) -> None:
-        """The connection; what was about to leave is lost."""
-        for link, *owners in self.story.world.network.links:
-            if {getattr(owner, "name", None) for owner in owners} == {"maker", "taker"}:
-                link.cut()
-
-    # On the chain
-
-    @property
-    def position(self) -> Position:
-        """Its only one."""
-        (position,) = self.player.positions()
-        return position
-
-    def commit(self, index: int) -> bytes:
-        """The complete commit of a contract, whatever the record says of publishing it."""
-        position, life = self.position, self.player.life
-        assert life is not None
-        contract: Contract = position.attempts[index]
-        assert contract.commit_signature is not None
-        keys = position.keys(index, life.node.core.setup.seed)
-        return complete_commit(position.plan(index), position.role, keys, contract.commit_signature)
-
-    def hand_in(self, raw: bytes) -> None:
-        self.lied += 1
-        world = self.story.world
-        world.mempool.submit(raw)
-        world.handed_in(self.player.name, raw.hex())
-
-    def publish(self, index: int) -> None:
-        self.hand_in(self.commit(index))
-
-    def lock(self) -> bytes:
-        """Complete: the liar has both sides' witnesses."""
-        (raw,) = due(self.position, bytes(64), None).values()
-        return raw
-
-    def spend_inputs(self) -> None:
-        """Those that it promised to the lock, back to itself, for a fee that leaves the lock no chance."""
-        coins = self.position.attempts[0].own.inputs
-        account = account_of(self.player.name)
-        places = {account.script(chain, at): (chain, at) for chain in (RECEIVE, CHANGE) for at in range(30)}
-        value, spent = sum(coin.value for coin in coins), [TxOut(coin.value, coin.script) for coin in coins]
-        back = TxOut(value - 5_000, account.script(RECEIVE, 0))
-        tx = unsigned(LOCK_VERSION, [(coin.txid, coin.vout, FINAL) for coin in coins], [back])
-        hashes = [signature_hash(tx, at, spent) for at in range(len(coins))]
-        secrets = [account.secret(*places[coin.script]) for coin in coins]
-        self.hand_in(completed(tx, [[schnorr.sign(*each)] for each in zip(secrets, hashes, strict=True)]))
-
-    def keep_back(self) -> None:
-        """From now on its node hands nothing in by itself."""
-        self.lied += 1
-        life = self.player.life
-        assert life is not None
-        setattr(life.node.core.broadcaster, "keep", lambda *_, **__: None)  # noqa: B010  # of this one only
-
-
-Plot = Callable[[Liar, bytes], Awaitable[None]]
-"""What the liar does with an open position, and what everybody else does meanwhile."""
-
-
-@frozen
-class Hostile:
-    """One hostile peer, from the beginning to what came of it."""
-
-    name: str
-    who: str
-    plot: Plot
-    ends: str
-    """Part of what is said of how the position ended."""
-    spend: bool = False
-    """Whether commits are spent together."""
-    opened: bool = True
-    """Whether there is an open position before the plot begins."""
-
-    def __str__(self) -> str:
-        return f"{self.who}: {self.name}"
-
-    def run(self, seed: int = 0) -> Outcome:
-        liars: list[Liar] = []
-
-        async def tell(story: Story) -> None:
-            world = story.world
-            world.faults.open = False
-            world.add("maker", spend=self.spend)
-            world.add("taker", "maker", spend=self.spend)
-            order_id = b""
-            if self.opened:
-                order_id = await _ordered(story)
-                assert await story.opened(order_id), "nobody disturbed this"
-            liar = Liar(story, story.player(self.who))
-            liars.append(liar)
-            world.faults.deceits[self.who] = liar
-            await self.plot(liar, order_id)
-
-        outcome = play(str(self), seed, tell, Faults())
-        wrong = list(outcome.violations)
-        if not liars[0].lied:
-            wrong.append("nobody lied")
-        if self.ends not in outcome.summary:
-            wrong.append(f"it ended otherwise than by {self.ends!r}: {outcome.summary}")
-        return evolve(outcome, violations=tuple(wrong))
-
-
-# --- what users do meanwhile ------------------------------------------------------------------------------------------
-
-
-async def _ordered(story: Story) -> bytes:
-    offer = await story.offer(story.maker)
-    assert offer is not None
-    order_id = await story.order(story.taker, offer)
-    assert order_id is not None
-    return order_id
-
-
-async def _order(story: Story) -> None:
-    await story.opened(await _ordered(story))
-
-
-async def _roll(story: Story, order_id: bytes, hour: float = 2.2) -> None:
-    """At that hour; a minute for it."""
-    await story.hour(hour)
-    await story.roll_over(story.taker, order_id)
-    await trio.sleep(HOUR)
-
-
-async def _expiry(story: Story) -> None:
-    await story.hour(25.5)
-
+from tests.lies import Change, drop, edit, flip, flipped, put, same
+from tests.simulation.liars import Hostile, Liar, Plot, Trick, expiry, order, ordered, roll
+from tests.simulation.world import HOUR, Player
 
 # --- plots ------------------------------------------------------------------------------------------------------------
 
@@ -233,7 +27,7 @@ async def _expiry(story: Story) -> None:
 def _lies_in_setup(kind: str, change: Change) -> Plot:
     async def plot(liar: Liar, _: bytes) -> None:
         liar.bend(kind, change)
-        await _order(liar.story)
+        await order(liar.story)
         await trio.sleep(HOUR)
 
     return plot
@@ -242,8 +36,8 @@ def _lies_in_setup(kind: str, change: Change) -> Plot:
 def _lies_in_rollover(kind: str, change: Change) -> Plot:
     async def plot(liar: Liar, order_id: bytes) -> None:
         liar.bend(kind, change)
-        await _roll(liar.story, order_id)
-        await _expiry(liar.story)
+        await roll(liar.story, order_id)
+        await expiry(liar.story)
 
     return plot
 
@@ -253,7 +47,7 @@ def _lies_and_leaves(kind: str, change: Change) -> Plot:
 
     async def plot(liar: Liar, order_id: bytes) -> None:
         liar.bend(kind, change)
-        await _roll(liar.story, order_id)
+        await roll(liar.story, order_id)
         assert liar.player.life is not None
         liar.player.life.end()
         await liar.story.hour(36)
@@ -282,7 +76,7 @@ def _lies_in_close(kind: str, change: Change) -> Plot:
 def _lies_in_spend(kind: str, change: Change) -> Plot:
     async def plot(liar: Liar, _: bytes) -> None:
         liar.bend(kind, change)
-        await _expiry(liar.story)
+        await expiry(liar.story)
 
     return plot
 
@@ -293,13 +87,13 @@ async def _spends_its_inputs(liar: Liar, _: bytes) -> None:
     liar.when(kind, liar.spend_inputs)
     if kind == "maker_lock":
         liar.keep_back()
-    await _order(liar.story)
+    await order(liar.story)
     await trio.sleep(HOUR)
 
 
 async def _replaces_the_lock(liar: Liar, _: bytes) -> None:
     """Both signed, and a mempool has it, until it has what pays more."""
-    await _ordered(liar.story)
+    await ordered(liar.story)
     mempool = liar.story.world.mempool
     await liar.story.until(lambda: bool(mempool.entries))
     liar.spend_inputs()
@@ -310,7 +104,7 @@ async def _holds_the_lock_back(after: float, liar: Liar, _: bytes) -> None:
     """The maker has all witnesses: it publishes when the price has moved its way, or never."""
     liar.keep_back()
     liar.when("maker_lock", liar.cut)
-    await _ordered(liar.story)
+    await ordered(liar.story)
     await trio.sleep(20)
     liar.story.world.set_price(50_000)
     await trio.sleep(after)
@@ -318,7 +112,7 @@ async def _holds_the_lock_back(after: float, liar: Liar, _: bytes) -> None:
         liar.hand_in(liar.lock())
     except (Rejected, ValueError):
         return  # too late: its inputs' other half is spent
-    await _expiry(liar.story)
+    await expiry(liar.story)
 
 
 def _old_commit(moment: str, which: int = 0, *, late: float = 0.0, away: float = 0.0, restart: bool = False) -> Plot:
@@ -329,7 +123,7 @@ def _old_commit(moment: str, which: int = 0, *, late: float = 0.0, away: float =
         story, honest = liar.story, _other(liar)
         if moment:
             liar.when(moment, partial(liar.publish, 0), which)
-        await _roll(story, order_id)
+        await roll(story, order_id)
         if not moment:
             await trio.sleep(late)
             if away:
@@ -351,8 +145,8 @@ def _old_commit(moment: str, which: int = 0, *, late: float = 0.0, away: float =
 async def _ends_before_it_revokes(liar: Liar, order_id: bytes) -> None:
     """Contract 0 is published, and then revoked all the same: the revocation counts, whenever it came."""
     liar.when("revocation", partial(liar.publish, 0))
-    await _roll(liar.story, order_id)
-    await _expiry(liar.story)
+    await roll(liar.story, order_id)
+    await expiry(liar.story)
 
 
 def _instead_of(kind: str) -> Plot:
@@ -360,20 +154,28 @@ def _instead_of(kind: str) -> Plot:
 
     async def plot(liar: Liar, order_id: bytes) -> None:
         liar.when(kind, partial(liar.publish, 0))
-        liar.tricks.append(_Trick(kind, lambda _: liar.cut(), None))
-        await _roll(liar.story, order_id)
-        await _expiry(liar.story)
+        liar.tricks.append(Trick(kind, lambda _: liar.cut(), None))
+        await roll(liar.story, order_id)
+        await expiry(liar.story)
 
     return plot
+
+
+async def _revokes_with_nothing(liar: Liar, order_id: bytes) -> None:
+    """What it sends for its revocation punishes nothing; then it publishes."""
+    liar.bend("revocation", flip("secret"))
+    await roll(liar.story, order_id)
+    liar.publish(0)
+    await expiry(liar.story)
 
 
 def _silent_from(kind: str) -> Plot:
     """The ransom: whoever has the other's commit signature lets it wait."""
 
     async def plot(liar: Liar, order_id: bytes) -> None:
-        liar.tricks.append(_Trick(kind, lambda _: liar.cut(), None))
-        await _roll(liar.story, order_id)
-        await _expiry(liar.story)
+        liar.tricks.append(Trick(kind, lambda _: liar.cut(), None))
+        await roll(liar.story, order_id)
+        await expiry(liar.story)
 
     return plot
 
@@ -381,9 +183,9 @@ def _silent_from(kind: str) -> Plot:
 async def _drops_its_terms(liar: Liar, order_id: bytes) -> None:
     """So that another attempt follows, which has points of its own."""
     liar.when("rollover_terms", liar.cut)
-    await _roll(liar.story, order_id)
-    await _roll(liar.story, order_id, 4.2)
-    await _expiry(liar.story)
+    await roll(liar.story, order_id)
+    await roll(liar.story, order_id, 4.2)
+    await expiry(liar.story)
 
 
 async def _other_terms_when_resumed(liar: Liar, order_id: bytes) -> None:
@@ -391,7 +193,7 @@ async def _other_terms_when_resumed(liar: Liar, order_id: bytes) -> None:
     liar.when("maker_commit", liar.cut)
     liar.bend("rollover_terms", put(funding_rate="0.0049"), 1)
     liar.bend("rollover_terms", put(funding_rate="0.0049"), 2)
-    await _roll(liar.story, order_id)
+    await roll(liar.story, order_id)
     await liar.story.hour(8)
 
 
@@ -401,7 +203,7 @@ async def _another_attempt(liar: Liar, order_id: bytes) -> None:
     for which in (1, 2):
         liar.bend("propose_rollover", edit("publish", negated), which)
     liar.when("revocation", liar.cut)
-    await _roll(liar.story, order_id)
+    await roll(liar.story, order_id)
     await liar.story.hour(8)
 
 
@@ -423,17 +225,17 @@ async def _points_once_more(liar: Liar, order_id: bytes) -> None:
     else:
         schedule = liar.player.taker.schedule
         schedule.node = _Repeating(schedule.node.setup, schedule.node.feeds)
-    await _roll(liar.story, order_id)
-    await _expiry(liar.story)
+    await roll(liar.story, order_id)
+    await expiry(liar.story)
 
 
 def _replays(kind: str) -> Plot:
     """In a second rollover a message of the first."""
 
     async def plot(liar: Liar, order_id: bytes) -> None:
-        await _roll(liar.story, order_id)
+        await roll(liar.story, order_id)
         liar.replay(kind, 1)
-        await _roll(liar.story, order_id, 5.2)
+        await roll(liar.story, order_id, 5.2)
         await liar.story.hour(30)
 
     return plot
@@ -442,7 +244,7 @@ def _replays(kind: str) -> Plot:
 async def _keeps_the_close(liar: Liar, order_id: bytes) -> None:
     """The maker has both signatures, says nothing, and waits for an hour what the price will do."""
     liar.keep_back()
-    liar.tricks.append(_Trick("maker_partial", lambda _: liar.cut(), None))
+    liar.tricks.append(Trick("maker_partial", lambda _: liar.cut(), None))
     await liar.story.close(liar.story.taker, order_id)
     await trio.sleep(700)
     close = liar.position.close_raw
@@ -476,7 +278,7 @@ async def _asks_for_another_close(liar: Liar, order_id: bytes) -> None:
     """The maker has the taker's signature of one close, and gets no other one out of it."""
     story = liar.story
     liar.keep_back()
-    liar.tricks.append(_Trick("maker_partial", lambda _: liar.cut(), None))
+    liar.tricks.append(Trick("maker_partial", lambda _: liar.cut(), None))
     await story.close(story.taker, order_id)
     await trio.sleep(5)
     story.world.set_price(50_000)
@@ -578,6 +380,7 @@ WITH_OLD_COMMITS = (
     Hostile("publishes what it revoked, while we are away", "maker", _old_commit("", away=1.5 * HOUR), PUNISHED),
     Hostile("publishes and then revokes", "taker", _ends_before_it_revokes, PUNISHED),
     Hostile("publishes and then revokes", "maker", _ends_before_it_revokes, PUNISHED),
+    Hostile("a revocation that is none, and publishes", "taker", _revokes_with_nothing, BY_CET),
     Hostile("publishes the old one as it signs the new one", "maker", _old_commit("maker_commit"), PUNISHED),
     Hostile("publishes the old one instead of revoking it", "taker", _instead_of("revocation"), BY_CET),
     Hostile("publishes the old one instead of revoking it", "maker", _instead_of("revocation"), BY_CET),

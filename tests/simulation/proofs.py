@@ -22,7 +22,10 @@ from typing import Any
 import pytest
 from attrs import Factory, define, frozen
 
+from tests.simulation.guards import GUARDS
+from tests.simulation.hearsay import EVENTS, ORACLE, SAID
 from tests.simulation.matrix import Case
+from tests.simulation.on_disk import FIRST
 from tests.simulation.refusals import REFUSALS
 from tests.simulation.removal import Removal, together
 from tests.simulation.rules import RULES, Rule, Witness
@@ -35,7 +38,15 @@ LIMIT = 120.0
 """Seconds, on the machine's clock, after which a witness that does not come back counts as hanging."""
 BROKEN = ("NameError", "UnboundLocalError", "SyntaxError", "NothingToRemove", "ImportError", "fixture")
 """What a removal that is wrong itself would raise: red for no reason."""
-GROUPS: Mapping[str, tuple[Rule, ...]] = {**RULES, **REFUSALS}
+GROUPS: Mapping[str, tuple[Rule, ...]] = {
+    "1": FIRST,
+    **RULES,
+    "guards": GUARDS,
+    **REFUSALS,
+    "oracle": ORACLE,
+    "events": EVENTS,
+    "said": SAID,
+}
 EVERY: tuple[Rule, ...] = tuple(rule for group in GROUPS.values() for rule in group)
 NOTHING: Removal = together()
 
