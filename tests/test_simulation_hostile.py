@@ -13,7 +13,7 @@ QUICK = {
     "maker: resumes with other terms",
     "maker: keeps the close for an hour",
 }
-"""The published attacks on plain designs, and those that the money rules are for. The others are slow by their number."""
+"""The published attacks on plain designs, and those that money rules are for. The others are slow by their number."""
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from node.position import closing, commands, rolling
 from node.position.keeper import AttestationKeeper
 from node.rollover import RolloverNode
 from protocols import rollover
+from protocols.contract import rolling as contract_rolling
 from tests.simulation.matrix import Case
 from tests.simulation.removal import cut, put, swap
 from tests.simulation.rules import rule
@@ -144,13 +145,13 @@ GUARDS = (
     rule(
         "rollover: from 23 h",
         "A rollover may start from 23 h to 60 min before expiry.",
-        cut(rollover.check_start, "if now < expiry"),
+        cut(contract_rolling.check_start, "if now < expiry"),
         test("rollover", "at_no_other_time"),
     ),
     rule(
         "rollover: until 1 h",
         "A rollover whose old event is past, or less than 60 min away at its start, is refused.",
-        cut(rollover.check_start, "if now > expiry"),
+        cut(contract_rolling.check_start, "if now > expiry"),
         test("rollover", "at_no_other_time"),
     ),
 )

@@ -14,7 +14,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,9 @@ def _child(answer: Connection, removed: Removal, witnesses: tuple[Witness, ...])
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def table(rules: Sequence[Rule], jobs: int = 2, say: Callable[[str], None] = print) -> int:
+def table(rules: Sequence[Rule], jobs: int = 2) -> int:
     """How many rules and witnesses are not as they should be."""
-    began = time.monotonic()
+    say, began = partial(print, flush=True), time.monotonic()
     preload(witness for rule in rules for witness in rule.seen_by)
     problems: list[str] = []
     for witness, verdict in sane((witness for rule in rules for witness in rule.seen_by), jobs).items():
@@ -249,8 +250,10 @@ def table(rules: Sequence[Rule], jobs: int = 2, say: Callable[[str], None] = pri
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/chaos --proof", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only rules in whose name, or group's, this stands")
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument(
+        "--proof", nargs="*", default=[], dest="words", metavar="WORD", help="only rules in whose name or group this is"
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="J", help="processes")
     said = parser.parse_args(arguments)
     chosen = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from btclib_secp256k1 import ffi
+from btclib_secp256k1 import ffi, musig
 
 import node.oracle.client
 import node.oracle.contradictions
@@ -31,6 +31,7 @@ from protocols.contract import (
 )
 from protocols.contract.adaptor import Verifier
 from protocols.contract.closing import CloseNonce, CloseSession, Spend
+from protocols.contract.payout import Payout
 from protocols.contract.terms import Terms
 from tests.simulation.removal import cut, put, swap
 from tests.simulation.rules import rule
@@ -79,7 +80,7 @@ NUMBERS = (
     rule(
         "payouts stay within the pool",
         "long(P) = clamp(…, 0, pool).",
-        swap(transactions.Payout.long, "max(0, min(self.pool, self._unmoved + gained))", "self._unmoved + gained"),
+        swap(Payout.long, "max(0, min(self.pool, self._unmoved + gained))", "self._unmoved + gained"),
         test("payout", "bankrupt_and_saturated_are_exact"),
     ),
     rule(
@@ -397,7 +398,7 @@ SIGNATURES = (
     rule(
         "nonce: signs once",
         _NONCES + "are consumed and wiped by the one signing call.",
-        put(closing.musig.SecretNonce, "_take", _copied),
+        put(musig.SecretNonce, "_take", _copied),
         test("closing", "a_session_signs_once"),
     ),
     rule(

@@ -150,4 +150,5 @@ def _compiled(function: FunctionType, source: str) -> CodeType:
         code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == name)
     if code.co_freevars != free:
         raise NothingToRemove(f"{function.__qualname__} would need {code.co_freevars} from around it, not {free}")
+    assert isinstance(code, CodeType)
     return code

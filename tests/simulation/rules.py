@@ -18,6 +18,7 @@ from node.position.punishing import Punisher
 from node.rollover import RolloverNode
 from node.setup import SetupNode
 from protocols import rollover, settlement
+from protocols.contract import keys
 from tests.simulation.matrix import Case
 from tests.simulation.removal import Removal, cut, put, swap, together
 from tests.simulation.witnesses import (
@@ -312,7 +313,7 @@ FIFTH = (
     rule(
         "5 kept for bumps",
         "The wallet keeps 20 000 sat per open position for bumps.",
-        cut(SetupNode._fund, "if left < kept"),
+        cut(SetupNode._choose_coins, "if left < kept"),
         test("setup_node", "what_fees_may_need_is_left_in_the_wallet"),
     ),
     rule(
@@ -377,7 +378,7 @@ SIXTH = (
     rule(
         "6 a revocation counts only if it is one",
         "A revocation counts only after r·G = revoke Y was checked.",
-        cut(rollover.check_revocation, "if not curve"),
+        cut(keys.check_revocation, "if not curve"),
         test("keys", "a_revocation_counts_only_with_the_right_secret"),
         rollover_lie("taker Revocation-a bent secret"),
         hostile("taker: a revocation that is none, and publishes"),
