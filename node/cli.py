@@ -4,18 +4,24 @@ import http.client
 import json
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
 from node import files
 from protocols.errors import LocalError, WorldError
+
+if TYPE_CHECKING:
+    from node.config import NodeConfig
+
+Settings = TypeVar("Settings", bound="NodeConfig")
 
 BAD_INPUT = 2
 """Also when the node that is asked cannot be reached."""
@@ -91,13 +97,9 @@ def maker(
     }
     settings = load(MakerConfig, paths=config or (), flags=flags)
     _refuse_if_in_use(settings.data)
-    from node.web.sockets import bind_api
+    from node.maker import run as run_maker
 
-    with bind_api(settings.api) as api_socket:
-        _set_up_logs(settings.log.level, settings.log.format)
-        from node.maker import run as run_maker
-
-        _until_told_to_end(partial(run_maker, settings, api_socket))
+    _serve(settings, run_maker)
 
 
 @app.command()
@@ -132,13 +134,9 @@ def taker(
     }
     settings = load(TakerConfig, paths=config or (), flags=flags)
     _refuse_if_in_use(settings.data)
-    from node.web.sockets import bind_api
+    from node.taker import run as run_taker
 
-    with bind_api(settings.api) as api_socket:
-        _set_up_logs(settings.log.level, settings.log.format)
-        from node.taker import run as run_taker
-
-        _until_told_to_end(partial(run_taker, settings, api_socket))
+    _serve(settings, run_taker)
 
 
 @app.command()
@@ -156,7 +154,7 @@ def regtest(
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run a world in a box: chain, Electrum server, oracle, exchange. Makers and takers read its world.toml."""
+    """Run a world in a box. It has a chain, an Electrum server, an oracle, an exchange; nodes read its world.toml."""
     from node.config import WorldConfig, load
 
     flags = {
@@ -227,7 +225,7 @@ def force_close(
     *,
     data: Annotated[Path, typer.Option(help="Data directory of a node that runs on this machine.")],
 ) -> None:
-    """Close a position without the peer: publish its commit now; the oracle's price settles at expiry."""
+    """Close a position without the peer. Its commit is published now; the oracle's price settles at expiry."""
     position = _post(data, order_id, "force-close")
     typer.echo(f"{position['state']}: the commit is {position['contract']['commit_txid']}")
 
@@ -239,7 +237,7 @@ def close(
     limit: Annotated[Text, typer.Option(help="USD, the worst price that is good enough.", show_default=False)] = None,
     data: Annotated[Path, typer.Option(help="Data directory of a taker that runs on this machine.")],
 ) -> None:
-    """Close a position together with its maker, at the present price."""
+    """Close a position together with its maker. The price is the present one."""
     asked = _post(data, order_id, "close", {"limit": limit})
     typer.echo(f"the maker is asked to close at {asked['price']}; the position tells what becomes of it")
 
@@ -250,14 +248,14 @@ def roll_over(
     *,
     data: Annotated[Path, typer.Option(help="Data directory of a taker that runs on this machine.")],
 ) -> None:
-    """Roll a position over now: a contract with the same maker that expires later. The taker does so by itself, too."""
+    """Roll a position over now. The maker's next contract expires later; the taker does so by itself, too."""
     _post(data, order_id, "rollover")
     typer.echo("the maker is asked; the position tells what becomes of it")
 
 
 @seed_app.command("new")
 def seed_new(data: Annotated[Path, typer.Option(help="Data directory to keep the seed in.")]) -> None:
-    """Make new seed words, keep them, and print them: write them down, they are the only backup of your coins."""
+    """Make, keep and print new seed words. Write them down: they are the only backup of your coins."""
     from node.wallet.seed import Seed
 
     seed = Seed.generate()
@@ -267,7 +265,7 @@ def seed_new(data: Annotated[Path, typer.Option(help="Data directory to keep the
 
 @seed_app.command("import")
 def seed_import(data: Annotated[Path, typer.Option(help="Data directory to keep the seed in.")]) -> None:
-    """Keep seed words that you have; they are read from the terminal without echo, or from standard input."""
+    """Keep seed words that you have. They are read from the terminal without echo, or from standard input."""
     from node.wallet.seed import Seed
 
     try:
@@ -311,6 +309,15 @@ def _set_up_logs(level: str, style: str) -> None:
     from node.logs import configure
 
     configure(level, style)
+
+
+def _serve(settings: Settings, run_node: Callable[[Settings, socket.socket], Awaitable[None]]) -> None:
+    """Run a node with the API's socket, which is bound before anything else begins."""
+    from node.web.sockets import bind_api
+
+    with bind_api(settings.api) as api_socket:
+        _set_up_logs(settings.log.level, settings.log.format)
+        _until_told_to_end(partial(run_node, settings, api_socket))
 
 
 def _until_told_to_end(main_task: Callable[[], Awaitable[object]]) -> None:
