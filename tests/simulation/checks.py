@@ -172,8 +172,8 @@ def everybody_got_what_is_due(found: Found) -> list[str]:
     """Each honest side is paid at least what the contract that it holds entitles it to."""
     wrong: list[str] = []
     for seat, position in found.positions():
-        if not seat.honest or position.contract is None:
-            continue
+        if not seat.honest or not position.attempts or position.attempts[0].peer is None:
+            continue  # what it signed, it signed after that was on record
         lock = position.transactions(0)
         if lock.lock_txid not in found.transactions:
             continue
@@ -236,7 +236,7 @@ def _due(found: Found, position: Position, transactions: ContractTransactions) -
 
 
 def nothing_is_stuck(found: Found) -> list[str]:
-    wrong = [f"{seat.name} does not come up again" for seat in found.seats if not seat.running]
+    wrong = [f"{seat.name} does not come up again" for seat in found.seats if seat.honest and not seat.running]
     for seat, position in found.positions():
         if seat.honest and not position.ended:
             wrong.append(f"{seat.name}, position {position.id.hex()[:8]}: stuck, {position.state.value}")

@@ -50,8 +50,8 @@ def _lies_and_leaves(kind: str, change: Change) -> Plot:
         await roll(liar.story, order_id)
         assert liar.player.life is not None
         liar.player.life.end()
-        await liar.story.hour(36)
-        liar.player.begin()
+        liar.story.world.set_price(60_000 if liar.player.name == "maker" else 50_000)
+        await expiry(liar.story)
 
     return plot
 
