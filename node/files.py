@@ -18,6 +18,11 @@ def network_file(data: Path) -> Path:
     return data / "network"
 
 
+def role_file(data: Path) -> Path:
+    """Whether it is a maker's directory or a taker's, since the first node that ran on it."""
+    return data / "role"
+
+
 def url_file(data: Path) -> Path:
     """Where the API of the node that runs on this directory was last served."""
     return data / "api.url"

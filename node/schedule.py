@@ -106,7 +106,9 @@ class Schedule:
         if position.state is State.ROLLING_OVER:
             if last is None or last.connection is not connection:
                 return 0
-            return last.at + self.finish_every - self._clock.now()
+            # at the calendar's pace where its hours are short
+            every = min(self.finish_every, max(1.0, self._clock.wall_seconds(int(self.finish_every))))
+            return last.at + every - self._clock.now()
         if self._hindrance(position) is not None:
             return None
         now, (first, until) = self._clock.calendar(), _window(position)

@@ -44,21 +44,25 @@ def open_data_directory(config: NodeConfig) -> Seed:
 
 
 def _claim(config: NodeConfig) -> None:
-    """Contracts and coins of one network make no sense on another, so a data directory belongs to one for good."""
-    path = files.network_file(config.data)
-    try:
-        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-        if not found:
-            path.write_text(f"{config.network}\n", encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalError("bad_data_directory", f"{path}: {error}") from None
-    if found and found != config.network:
-        raise LocalError(
-            "data_of_another_network",
-            f"{config.data}: this data directory belongs to {found[:20]}, this node to {config.network}; give each"
-            " network a directory of its own",
-        )
+    """Contracts and coins of one network make no sense on another, and a maker's positions need a maker to answer for
+    them: a data directory belongs to one network and one role for good."""
+    for path, ours, code in (
+        (files.network_file(config.data), config.network, "data_of_another_network"),
+        (files.role_file(config.data), config.role, "data_of_another_role"),
+    ):
+        try:
+            config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+            if not found:
+                path.write_text(f"{ours}\n", encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LocalError("bad_data_directory", f"{path}: {error}") from None
+        if found and found != ours:
+            raise LocalError(
+                code,
+                f"{config.data}: this data directory belongs to {found[:20]}, this node to {ours}; give each a"
+                " directory of its own",
+            )
 
 
 def _seed(config: NodeConfig) -> Seed:

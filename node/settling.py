@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 AGAIN = 60.0
 """Seconds until what the peer did not finish is proposed to it again; at once when it comes back before."""
+MOVED = "price_moved"
+RETRIES, RETRY_AFTER = 3, 1.0
+"""Of a close whose price had moved, and after how many seconds each."""
 DOWN = tuple(set(State) - set(UP))
 INTERRUPTED = LocalError("interrupted", "the close was interrupted")
 
@@ -157,8 +160,28 @@ class Settler:
                     raise Conflict(refusal.code, refusal.sentence) from refusal
             task_status.started(proposed)
             await self._carry_out(position, self._close)
+            for _ in range(RETRIES):
+                if not await self._moved(order_id, proposed.limit):
+                    break
         finally:
             turn.release()
+
+    async def _moved(self, order_id: bytes, limit: str) -> bool:
+        """Whether the close broke because the price had moved, and was tried again at the present one, within the
+        limit that the user gave or was shown."""
+        await trio.sleep(RETRY_AFTER)  # both sides' quotes are of the same moment then
+        position = self.position(order_id)
+        if position.closing is not None or position.close_refusal is None or position.close_refusal[0] != MOVED:
+            return False
+        try:
+            proposed = self.proposal(position, limit)
+            position = await self.node.base.positions.call(
+                Positions.execute, order_id, propose_close(proposed.price, proposed.limit)
+            )
+        except CodedError:
+            return False  # why the first one failed is on record
+        await self._carry_out(position, self._close)
+        return True
 
     # --- until it is finished -----------------------------------------------------------------------------------------
 

@@ -207,6 +207,17 @@ class SetupNode:
         return await ask_of_each(self.oracle, OracleClient.announcement, ask.event_ids)
 
     async def _fund(self, ask: Fund) -> Funding:
+        """A taker learns that the maker cannot pay now, and no more than that."""
+        try:
+            return await self._choose_coins(ask)
+        except LocalError as error:
+            if ask.role is Role.TAKER or error.code not in ("insufficient_funds", "kept_for_fees"):
+                raise
+            log.warning("an order cannot be served", order=ask.order_id.hex(), reason=error.sentence)
+            sentence = "the maker has no free coins for this at present; try again after the next block"
+            raise Declined("no_free_coins", sentence) from error
+
+    async def _choose_coins(self, ask: Fund) -> Funding:
         payout = await self.wallet.call(Wallet.new_script)
         needed = funding_needed(ask.role, ask.terms, payout, ask.peer_payout)
         async with self.holds.lock:

@@ -252,7 +252,7 @@ def build(kind: Any, config: Any) -> None:
         kind.build(config, api_socket)
 
 
-async def test_a_data_directory_stays_with_its_network(written: Any, tmp_path: Path) -> None:
+async def test_a_data_directory_stays_with_its_network_and_role(written: Any, tmp_path: Path) -> None:
     from node.taker import Taker
 
     flags = {"data": str(tmp_path / "data"), "api": "127.0.0.1:0"}
@@ -265,6 +265,11 @@ async def test_a_data_directory_stays_with_its_network(written: Any, tmp_path: P
     with pytest.raises(LocalError, match="belongs to signet, this node to mainnet"):
         build(Taker, mainnet)
     assert {path.name: path.read_bytes() for path in signet.data.iterdir()} == before
+    from node.maker import Maker
+
+    other = {**flags, "listen": "127.0.0.1:0"}
+    with pytest.raises(LocalError, match="belongs to taker, this node to maker"):
+        build(Maker, load(MakerConfig, paths=[written("signet", "a:1", "b:1")], environ={}, flags=other))
     build(Taker, signet)
 
 

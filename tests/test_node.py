@@ -432,12 +432,13 @@ async def test_what_the_maker_does_not_take_is_refused_with_its_reason(tmp_path:
 
 
 async def test_an_order_that_a_wallet_cannot_pay_for_fails_and_frees_everything(tmp_path: Path) -> None:
-    """The maker, who is asked first, does not say why; the taker's own user is told."""
+    """The maker, who is asked first, says that it has no free coins, and not how many; the taker's own user is told."""
     async with market(tmp_path) as this:
         first = await this.order()
         _, taking = await this.both(first, "opening")
         view = await this.taker.comes_to(await this.order(), "rejected")
-        assert view["refusal"] == {"code": "declined", "sentence": "the other side cannot go on"}
+        assert view["refusal"]["code"] == "no_free_coins"
+        assert not any(letter.isdigit() for letter in view["refusal"]["sentence"])
         await this.confirm(taking["contract"]["lock_txid"])
         await this.both(first, "open")
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from node.clock import Clock
-from node.oracle.client import MAX_BODY, OracleClient, OracleConfig, run_oracle
+from node.oracle.client import MAX_BODY, OVERDUE, OracleClient, OracleConfig, run_oracle
 from node.oracle.records import Kind
 from node.oracle.server import AttestedPrices, Oracle, OracleKeys, oracle_app
 from node.web.server import serve
@@ -278,6 +278,18 @@ async def test_waiting_survives_every_failure_and_says_so(autojump_clock: Jumpin
         f"{EVENT} is refused: scalar 19 is not that of price 49263"[-40:],
         None,
     ]
+
+
+async def test_an_attestation_that_is_overdue_is_told_until_it_is_there(
+    autojump_clock: Jumping, oracle: Oracles
+) -> None:
+    announcement = await oracle.client.announcement(EVENT)
+    oracle.price, oracle.attested_at = 49_262, FIRST_EVENT + OVERDUE + 60
+    assert (await oracle.client.wait_attestation(announcement)).price == 49_262
+    *_, told, ended = oracle.reports
+    assert told is not None
+    assert f"has not attested {EVENT}" in told
+    assert ended is None
 
 
 async def test_many_who_wait_ask_once(autojump_clock: Jumping, oracle: Oracles) -> None:

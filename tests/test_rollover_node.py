@@ -564,7 +564,7 @@ async def test_a_rollover_over_tcp_by_the_command_line_and_in_the_api(tmp_path: 
         assert (early.status_code, early.json()["code"]) == (409, "too_early")
         unknown = await this.taker.post(f"/positions/{'00' * 16}/rollover")
         assert unknown.status_code == 404
-        assert (await this.maker.post(f"/positions/{order_id}/rollover")).status_code == 404
+        assert (await this.maker.post(f"/positions/{order_id}/rollover")).status_code == 409
 
         arguments = ["rollover", order_id, "--data", str(this.taker.core.config.data)]
 

@@ -58,6 +58,10 @@ class OracleRecords(Protocol):
     async def events(self, kind: Kind) -> list[str]: ...
 
 
+OVERDUE = 600
+"""Seconds of the calendar after an event's time, from when on it is told that somebody waits for its attestation."""
+
+
 @frozen
 class OracleConfig:
     """Which oracle: `url` without the event's path, both keys x-only, `scheme` one of `oracle.SCHEMES`."""
@@ -92,6 +96,8 @@ class OracleClient:
         self._announcements: dict[str, Announcement] = {}
         self._attestations: dict[str, Attestation] = {}
         self._contradictions: dict[str, Contradiction] = {}
+        self._overdue: dict[str, None] = {}
+        """Events that should be attested by now, the first one first."""
         self._distrusted = trio.Event()
         self._turns: dict[str, trio.Lock] = {}
 
@@ -194,7 +200,13 @@ class OracleClient:
                     self._tell(error.sentence)
                     attestation = None
                 if attestation is not None:
+                    if announcement.id in self._overdue:
+                        del self._overdue[announcement.id]
+                        self._tell(None)
                     return attestation
+                if self._clock.calendar() - announcement.time > OVERDUE:
+                    self._overdue.setdefault(announcement.id, None)
+                    self._tell(None)
                 await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
 
     async def look_ahead(self) -> NoReturn:
@@ -322,6 +334,8 @@ class OracleClient:
         if (found := self._found()) is not None:
             self._distrusted.set()
             reason = f"{found.sentence}: {REMEDY}"
+        elif reason is None and self._overdue:
+            reason = f"{self._where()} has not attested {', '.join(self._overdue)}: what rests on that waits for it"
         if reason == self._reported:
             return
         self._reported = reason
