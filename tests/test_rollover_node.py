@@ -480,7 +480,7 @@ async def test_a_maker_begins_no_attempt_a_moment_after_the_last_one(autojump_cl
             return await receive(RolloverTerms, within=60)
 
         first = await speak(connection, rollover.PROTOCOL, propose(), Host())
-        while story.maker.maker.rollover.under_way(order_id):  # until it has seen that nobody goes on
+        while story.maker.maker.rollover.under_way(order_id):  # noqa: ASYNC110  until it has seen that nobody goes on
             await trio.sleep(0.01)
         with pytest.raises(Refused) as refused:
             await speak(connection, rollover.PROTOCOL, propose(), Host())
