@@ -222,6 +222,8 @@ class Trade:
         blocks = paid["height"] - contract["commit_height"]
         if paid["kind"] != "spend" or blocks >= contract["terms"]["timelocks"]["liquidation"]:
             raise Failed(f"a {paid['kind']} confirmed {blocks} blocks after the commit: nothing was spent together")
+        if view["settlement"]["liquidated"] != "long":
+            raise Failed(f"the bold long is settled as {view['settlement']}")
         if (paid["maker_payout"], paid["taker_payout"]) != (view["pool"], 0):
             raise Failed(f"a liquidated long is paid {paid} of {view['pool']}")
         return (

@@ -135,10 +135,10 @@ def _rollover_view(position: Position) -> dict[str, Any]:
     return {
         "contracts": contract.index + 1,
         "funding_rate": contract.funding_rate or None,
-        "under_way": position.attempts[-1].index if position.rolling else None,
+        "under_way": position.attempts[-1].index if position.rolling and not position.ended else None,
         "own_revoked": position.own_revoked,
         "peer_revoked": len(position.peer_secrets),
-        "refusal": _refusal_view(position.rollover_refusal),
+        "refusal": None if position.ended else _refusal_view(position.rollover_refusal),
     }
 
 
@@ -205,13 +205,15 @@ def _settlement_view(position: Position) -> dict[str, Any] | None:
         return None
     if outcome is None:
         return None
-    payouts = Payout(transactions.plan.terms).split(outcome.long)
+    terms = transactions.plan.terms
+    payouts = Payout(terms).split(outcome.long)
     return {
         "event": transactions.plan.announcements[outcome.event].id,
         "price": attested.price if attested is not None else None,
         "prices": [outcome.low, outcome.high],
         "maker_payout": payouts[Role.MAKER],
         "taker_payout": payouts[Role.TAKER],
+        "liquidated": next((terms.side(role).value for role in Role if payouts[role] == 0), None),
         "cet_txid": _hex(transactions.cet(outcome).GetTxid()),
         "spend_txid": _hex(position.spend.txid) if position.spend is not None else None,
     }
