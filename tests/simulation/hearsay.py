@@ -8,11 +8,12 @@ import node.prices
 import node.taker
 from node.oracle.client import OracleClient
 from node.position import rolling as position_rolling
+from node.position.commands import begin_attempt
 from node.prices import Feed
 from node.rollover import RolloverNode
 from node.settlement import SettlementNode
 from node.setup import SetupNode
-from protocols import contract_setup, rollover, settlement
+from protocols import contract_setup, positions, rollover, settlement
 from protocols.contract import (
     announcements,
     oracle,
@@ -26,7 +27,7 @@ from protocols.offers import Offer
 from tests.simulation.removal import cut, put, swap, together
 from tests.simulation.rules import rule
 from tests.simulation.witnesses import (
-    hostile,
+    refused,
     rollover_lie,
     settlement_lie,
     setup_lie,
@@ -349,7 +350,6 @@ SAID = (
         "Reference, at rollover the price in the terms: the taker checks it within 2 % of its own feed.",
         cut(rollover._check_terms, "if not low <="),
         rollover_lie("maker RolloverTerms-price more than 2 % above our feed"),
-        hostile("maker: a price far from the market"),
     ),
     rule(
         "rollover: a later expiry",
@@ -394,5 +394,38 @@ SAID = (
         cut(settlement._maker_spend, "if proposed.event_id"),
         settlement_lie("ProposeSpend-event is another"),
         test("settlement", "peers_that_know_of_different_events_find_out"),
+    ),
+)
+
+NETWORK = (
+    rule(
+        "peer: of the setup",
+        "The peer's key against the position's counterparty.",
+        swap(begin_attempt, "not position.version or position.peer != peer", "False"),
+        refused("an attempt with another peer"),
+    ),
+    rule(
+        "peer: of the rollover",
+        "The peer's key against the position's counterparty.",
+        swap(RolloverNode.maker, "(position.peer, position.role) != (peer, Role.MAKER)", "False"),
+        test("rollover_node", "nobody_but_its_taker_rolls_a_position_over"),
+    ),
+    rule(
+        "one rollover of a position at a time",
+        "One attempt, one pair of points, one set of terms.",
+        cut(RolloverNode._take, "if order_id in"),
+        test("rollover_node", "a_position_rolls_over_once_at_a_time"),
+    ),
+    rule(
+        "a higher index counts only with proof",
+        "{index, commit transaction, our own signature on it, its publish point}; then we are recovered.",
+        cut(positions.verify_proof, "if not adaptor.verify"),
+        test("positions_protocol", "what_was_not_signed_is_not_proven"),
+    ),
+    rule(
+        "what is proven is a commit of this position",
+        "{index, commit transaction, our own signature on it, its publish point}; then we are recovered.",
+        cut(positions.verify_proof, "if proof.commit != expected"),
+        test("positions_protocol", "what_was_not_signed_is_not_proven"),
     ),
 )

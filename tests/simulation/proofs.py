@@ -24,11 +24,11 @@ import pytest
 from attrs import Factory, define, frozen
 
 from tests.simulation.guards import GUARDS
-from tests.simulation.hearsay import EVENTS, ORACLE, SAID
+from tests.simulation.hearsay import EVENTS, NETWORK, ORACLE, SAID
 from tests.simulation.matrix import Case
 from tests.simulation.on_disk import FIRST
 from tests.simulation.refusals import REFUSALS
-from tests.simulation.removal import Removal, together
+from tests.simulation.removal import NothingToRemove, Removal, together
 from tests.simulation.rules import RULES, Rule, Witness
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,7 @@ GROUPS: Mapping[str, tuple[Rule, ...]] = {
     "oracle": ORACLE,
     "events": EVENTS,
     "said": SAID,
+    "network": NETWORK,
 }
 EVERY: tuple[Rule, ...] = tuple(rule for group in GROUPS.values() for rule in group)
 NOTHING: Removal = together()
@@ -132,11 +133,17 @@ class _Without:
 
     removed: Removal
     reports: list[pytest.TestReport] = Factory(list)
+    stale: str = "NothingToRemove: there is no such test"
+    """Why no test was run, if none was."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Iterator[None]:
-        with self.removed():
-            return (yield)
+        try:
+            with self.removed():
+                return (yield)
+        except NothingToRemove as error:
+            self.stale = f"NothingToRemove: {error}"
+            raise
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.reports.append(report)
@@ -145,7 +152,7 @@ class _Without:
         reports = [each for each in self.reports if each.nodeid.startswith(f"tests/{witness}")]
         reasons = [_reason(each.longreprtext) for each in reports if each.failed]
         if not reports:
-            reasons = ["NothingToRemove: there is no such test"]
+            reasons = [self.stale]
         return Verdict(reasons[0] if reasons else None, sum(each.duration for each in reports))
 
 
