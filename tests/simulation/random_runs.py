@@ -17,8 +17,10 @@ from tests.simulation.run import Outcome, play
 from tests.simulation.scenarios import Story
 from tests.simulation.world import HOUR, TAKERS, Player
 
-HOURS = 2.0, 9.0
-"""How long users are busy."""
+HOURS = (0.5, 2.5), (0.5, 2.5), (0.5, 2.5), (2.0, 9.0)
+"""How long users are busy, from and to: most runs are short, so that there can be many."""
+CLOSING = 1.0, 1.0, 0.8, 0.5
+"""The part of what is open in the end that its users close; the rest comes to its expiry."""
 PAUSE = 0.02, 0.8
 """Hours between two things that happen."""
 SYMBOLS = "BTCUSD", "BTCUSD", "BTCUSD", "ETHUSD"
@@ -59,7 +61,8 @@ class _Users:
             *(world.add(name, "maker", spend=spend, roll=roll) for name in takers),
         ):
             player.skew = self.draw.uniform(-SKEW, SKEW)
-        until = world.now() + self.draw.uniform(*HOURS) * HOUR
+        until = world.now() + self.draw.uniform(*self.draw.choice(HOURS)) * HOUR
+        closing = self.draw.choice(CLOSING)
         await self._order()
         while world.now() < until:
             await trio.sleep(self.draw.uniform(*PAUSE) * HOUR)
@@ -71,7 +74,7 @@ class _Users:
             _stop_rolling(world.players[name])
         await trio.sleep(HOUR)
         for taker, position in self._open():
-            if self.draw.random() < 0.8:
+            if self.draw.random() < closing:
                 await self.story.close(taker, position.id)
 
     async def _something(self) -> None:
