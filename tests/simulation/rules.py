@@ -220,7 +220,7 @@ THIRD = (
         "3 or force close, in an hour",
         "An attempt that is not finished within 60 min: publish.",
         cut(DeadlineKeeper._overdue, "if max(self.clock.now() - following.held_at"),
-        test("deadlines", "a_rollover_that_is_not_finished_in_time_ends_in_a_commit"),
+        test("deadlines", "a_rollover_that_is_not_finished_in_time_ends_in_a_commit[Role.TAKER]"),
     ),
     rule(
         "3 or force close, before expiry",
@@ -274,7 +274,7 @@ FOURTH = (
         "4 not in a mempool: the commit",
         "Not in a mempool after 10 min, publish the commit.",
         swap(DeadlineKeeper._unclosed, "view.spender(position.lock.txid, 0) is None", "False"),
-        test("deadlines", "a_close_that_reaches_no_mempool_ends_in_a_commit"),
+        test("deadlines", "a_close_that_reaches_no_mempool_ends_in_a_commit[Role.TAKER]"),
         hostile("maker: keeps the close for an hour"),
     ),
     rule(
@@ -353,7 +353,6 @@ SIXTH = (
         "A revoked commit on the chain is punished at once.",
         swap(Punisher._look, "position.cheated and", "False and"),
         hostile("taker: publishes what it revoked, at once"),
-        test("punishing", "a_revoked_commit_is_punished_by_a_node_that_was_away"),
     ),
     rule(
         "6 however old",
