@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rule
         for group, rules in GROUPS.items()
         for rule in rules
-        if not said.words or any(word in rule.name or word == group for word in said.words)
+        if not said.words or any(word == group or (word not in GROUPS and word in rule.name) for word in said.words)
     ]
     return 1 if table(chosen, said.jobs) else 0
 
