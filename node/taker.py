@@ -169,7 +169,7 @@ class Taker:
             host = SharedNode(self.core.setup).host(connection.peer.key)
             for each in await speak(connection, positions.PROTOCOL, positions.taker(), host):
                 if each.peer is None:
-                    log.warning("the maker does not know a position", order=each.own.order_id.hex(), **told)
+                    log.info("not shared: over at the maker, or lost there", order=each.own.order_id.hex(), **told)
         except CodedError as error:
             log.info("positions not compared", code=error.code, reason=error.sentence, **told)
 
