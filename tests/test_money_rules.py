@@ -15,8 +15,8 @@ from node.errors import Conflict
 from node.eventstore.memory import MemoryBackend
 from node.oracle.client import OracleClient
 from node.position.abandon import LockKeeper, lock_fee, spend_back
-from node.position.commands import RefusedCommand, attest, force_close, recover
-from node.position.events import PriceAttested
+from node.position.commands import RefusedCommand, attest, force_close, override_recovery, recover
+from node.position.events import CommitPublishing, PriceAttested, RecoveryOverridden
 from node.position.state import Position
 from protocols.contract.bump import Parent, Unaffordable, child_of
 from protocols.contract.contradictions import contradiction, write_proof
@@ -35,7 +35,7 @@ from protocols.errors import RemoteProtocolError
 from protocols.offers import ID_LENGTH, Offer
 from tests.lives import opened
 from tests.opened import TAKER_COIN_KEY, sign_p2wpkh
-from tests.positions import LIQUIDATING, PEER, attestation, history
+from tests.positions import LIQUIDATING, PEER, attestation, history, wanted
 from tests.setups import MAKER, TAKER, order, points_of
 from tests.simulation.faults import Faults
 from tests.simulation.run import play
@@ -121,6 +121,32 @@ def test_a_recovered_position_publishes_nothing_by_itself(role: Role) -> None:
     assert refused.value.code == "recovered"
     assert [type(event) for event in made.do(attest(attestation(3, LIQUIDATING)))] == [PriceAttested]
     assert made.position.publishing is None
+
+
+@BOTH
+def test_a_commit_that_was_being_published_is_not_published_from_an_old_record(role: Role) -> None:
+    made = opened(role)
+    made.do(force_close("by the user"))
+    assert wanted(made)
+    made.do(recover("restored from a backup"))
+    assert not wanted(made)
+    made.do(override_recovery("the user's word"))
+    assert wanted(made)
+
+
+@BOTH
+def test_only_the_users_word_publishes_the_commit_of_an_old_record(role: Role) -> None:
+    made = opened(role)
+    with pytest.raises(RefusedCommand) as refused:
+        made.do(override_recovery("not recovered at all"))
+    assert refused.value.code == "not_recovered"
+    made.do(recover("restored from a backup"))
+    published = made.do(override_recovery("the user's word"))
+    assert [type(event) for event in published] == [RecoveryOverridden, CommitPublishing]
+    assert made.do(override_recovery("once more")) == []
+    assert list(wanted(made)) == [made.position.transactions(0).commit_txid]
+    made.do(recover("restored once more"))
+    assert not wanted(made)
 
 
 # --- what the other side says -----------------------------------------------------------------------------------------

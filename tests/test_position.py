@@ -64,6 +64,7 @@ from node.position.events import (
     PunishPublished,
     PunishSigned,
     Recovered,
+    RecoveryOverridden,
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
@@ -181,6 +182,7 @@ EXAMPLES: tuple[Event, ...] = (
     ConfirmationLost(TXID),
     Buried(616),
     Recovered("restored from a backup"),
+    RecoveryOverridden(),
 )
 
 

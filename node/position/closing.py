@@ -25,7 +25,7 @@ def check_closable(position: Position) -> Attempt:
         raise refuse(position, "not_open", "there is nothing to close")
     if position.publishing is not None or position.commit_seen is not None:
         raise refuse(position, "commit_out", "a commit is out; the contract settles by the oracle's price")
-    if position.rolling:
+    if position.rolling and not position.recovered:  # a recovered one is not rolled over any more
         raise refuse(position, "unfinished_rollover", "it goes on by itself once both are connected; or force close")
     if any(each.index >= contract.index for each in position.attestations):
         raise refuse(position, "attested", "the oracle attested a price that the contract pays out at")

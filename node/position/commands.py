@@ -22,6 +22,7 @@ from node.position.events import (
     OrderRejected,
     PriceAttested,
     Recovered,
+    RecoveryOverridden,
     SetupFailed,
     SetupStarted,
 )
@@ -163,7 +164,7 @@ def force_close(reason: str) -> Command:
             raise refuse(position, "not_open", "there is no confirmed lock that a commit could spend")
         if position.commit is not None or position.ended:
             raise refuse(position, "already_committed", "the lock is spent already")
-        if position.recovered:
+        if position.recovered and not position.overridden:
             raise refuse(
                 position, "recovered", "this record may be older than what was signed, and the commit revoked since"
             )
@@ -176,7 +177,22 @@ def recover(reason: str) -> Command:
     """From now on this record counts as one that may be older than what was signed."""
 
     def decide(position: Position) -> list[Event]:
-        return [] if position.recovered or position.over else [Recovered(reason)]
+        known = position.recovered and not position.overridden
+        return [] if known or position.over else [Recovered(reason)]
+
+    return decide
+
+
+def override_recovery(reason: str) -> Command:
+    """Publish the commit of a record that may be old, at the word of a user who was told the risk."""
+
+    def decide(position: Position) -> list[Event]:
+        if not position.recovered:
+            raise refuse(position, "not_recovered", "its record is complete; force close it instead")
+        if position.overridden:
+            return []
+        overridden = RecoveryOverridden()
+        return [overridden, *force_close(reason)(evolve(position, overridden))]
 
     return decide
 

@@ -32,7 +32,7 @@ def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[
     if position.commit is None:
         if position.closing is not None and position.close_raw is not None:
             wanted[position.closing.txid] = position.close_raw
-        if position.publishing is not None:
+        if position.publishing is not None and (position.overridden or not position.recovered):
             txid, raw = _commit(position, position.publishing.index, seed)
             wanted[txid] = raw
         return wanted

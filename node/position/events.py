@@ -479,6 +479,12 @@ class Recovered:
     reason: str
 
 
+@CODEC.event("RecoveryOverridden")
+@frozen
+class RecoveryOverridden:
+    """The user knows what a commit of an old record may cost, and wants this one's published all the same."""
+
+
 Event: TypeAlias = (
     OrderPlaced
     | OrderRejected
@@ -526,6 +532,7 @@ Event: TypeAlias = (
     | ConfirmationLost
     | Buried
     | Recovered
+    | RecoveryOverridden
 )
 
 

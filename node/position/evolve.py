@@ -40,6 +40,7 @@ from node.position.events import (
     PunishPublished,
     PunishSigned,
     Recovered,
+    RecoveryOverridden,
     RefundConfirmed,
     RefundPublished,
     RefundTimelockExpired,
@@ -132,7 +133,9 @@ def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
         case Buried():
             return attrs.evolve(change, buried=True)
         case Recovered():
-            return attrs.evolve(change, recovered=True)
+            return attrs.evolve(change, recovered=True, overridden=False)
+        case RecoveryOverridden():
+            return attrs.evolve(change, overridden=True)
         case (
             RolloverBegun()
             | RolloverHeld()

@@ -191,6 +191,9 @@ class Position:
     """What was seen last; what spends the lock or the commit is one transaction only."""
     buried: bool = False
     recovered: bool = False
+    """Its record may be older than what was signed (design.md, rule 7)."""
+    overridden: bool = False
+    """The user has its commit published all the same."""
     _plans: dict[int, tuple[Attempt, ContractPlan]] = field(factory=dict, eq=False, repr=False)
     """By index, with what they were made of; handed on from one version of the position to the next."""
 

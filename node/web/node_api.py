@@ -6,20 +6,33 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
 
 from node.chain.broadcast import Attempt
 from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
 from node.networks import NETWORKS
 from node.position.book import Positions
-from node.position.commands import RefusedCommand, force_close
+from node.position.commands import Command, RefusedCommand, force_close, override_recovery
 from node.position.state import Position
 from node.wallet.interface import Wallet
 from node.web.health_api import health_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.views import position_view, quote_view
 
+OVERRIDE_RISK = (
+    "if this node revoked this contract after the backup was made, publishing it lets the peer take everything in it"
+)
+
 HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
+
+
+class OverrideIn(BaseModel):
+    """The user's word that the risk is understood."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    confirm: bool = Field(default=False, description=f"Whether the risk is accepted: {OVERRIDE_RISK}")
 
 
 Rollover = Callable[[Position], dict[str, Any]]
@@ -105,13 +118,23 @@ def _node_router(core: Core, rollover: Rollover | None) -> APIRouter:
 
         It is on record when this answers; doing it twice does nothing more.
         """
+        return await execute(order_id, force_close("closed by the user alone"))
+
+    @router.post("/positions/{order_id}/override", status_code=202)
+    async def override_recovered_position(order_id: HexId, said: OverrideIn | None = None) -> dict[str, Any]:
+        """Publish the commit of a recovered position, whose record may be older than what was signed."""
+        if said is None or not said.confirm:
+            raise Conflict(
+                "not_confirmed", f"position {order_id} is recovered: {OVERRIDE_RISK}; ask with confirm true to do it"
+            )
+        return await execute(order_id, override_recovery("published by the user, though the record may be old"))
+
+    async def execute(order_id: str, command: Command) -> dict[str, Any]:
         with core.positions.lent() as positions:
             if positions.get(bytes.fromhex(order_id)) is None:
                 raise NotFound("no_such_position", f"there is no position {order_id}")
         try:
-            position = await core.positions.call(
-                Positions.execute, bytes.fromhex(order_id), force_close("closed by the user alone")
-            )
+            position = await core.positions.call(Positions.execute, bytes.fromhex(order_id), command)
         except RefusedCommand as refusal:
             raise Conflict(refusal.code, refusal.sentence) from refusal
         return shown(position, dict(core.broadcaster.status()))

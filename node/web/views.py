@@ -80,6 +80,7 @@ def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[
         "settlement": None,
         "paid": None,
         "recovered": position.recovered,
+        "overridden": position.overridden,
     }
     view["refusal"] = _refusal_view(position.refusal)
     if position.terms is not None:
