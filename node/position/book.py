@@ -15,10 +15,12 @@ import structlog
 import trio
 from attrs import evolve as changed
 
+from node.backup.keeping import BackupKeeper
+from node.backup.service import Backup
 from node.chain.latest import Latest
 from node.errors import Disconnected
 from node.eventstore.codec import BadEvent
-from node.eventstore.interface import Blob, Conflict, EventStore
+from node.eventstore.interface import Blob, Conflict, EventStore, NewEvent
 from node.health import UNREPORTED, Report
 from node.position.commands import Command, fail_setup
 from node.position.events import (
@@ -57,8 +59,9 @@ def _stream(order_id: bytes) -> str:
 class Positions:
     """Loaded whole at the start of its life; see `run_positions`."""
 
-    def __init__(self, store: Service[EventStore]) -> None:
+    def __init__(self, store: Service[EventStore], backup: Service[Backup] | None = None) -> None:
         self._store = store
+        self.backup = None if backup is None else BackupKeeper(backup, store)
         self._positions: dict[bytes, Position] = {}
         self._stale: set[bytes] = set()
         """Positions of which the disk may know more."""
@@ -178,6 +181,7 @@ class Positions:
             new = [CODEC.encode(event) for event in events]
             if blobs:
                 new[0] = changed(new[0], blobs=tuple(blobs))
+            await self._before(position, events, new, blobs)
             try:
                 recorded = await self._store.call(EventStore.append, _stream(order_id), position.version, new)
             except Conflict:
@@ -190,9 +194,26 @@ class Positions:
             for event, each in zip(events, recorded, strict=True):
                 position = evolve(position, event, each.recorded_at)
             self._take(position, events)
+            self._after(position, events)
             await self._prune(order_id, events)
             return position
         raise LocalError("conflict", f"position {order_id.hex()} was changed by another writer again and again")
+
+    async def _before(
+        self, position: Position, events: Sequence[Event], new: Sequence[NewEvent], blobs: Sequence[Blob]
+    ) -> None:
+        """The last moment at which nothing is written yet. Raises `WorldError` when it had better not be."""
+        if self.backup is not None:
+            await self.backup.before(position, events, new, blobs)
+
+    def _after(self, position: Position, events: Sequence[Event]) -> None:
+        """They are on disk, and the position is what it is now."""
+        if self.backup is not None:
+            self.backup.after(position, events)
+
+    def turn(self, order_id: bytes) -> trio.Lock:
+        """Held while a command on the position is carried out."""
+        return self._locks[order_id]
 
     async def _prune(self, order_id: bytes, events: Iterable[Event]) -> None:
         """Drop the signatures of contracts that the peer has revoked: should it publish one, it is punished instead."""
@@ -225,6 +246,7 @@ def _parties(event: Event) -> list[Points]:
 
 async def run_positions(
     store: Service[EventStore],
+    backup: Service[Backup] | None = None,
     *,
     report: Report = UNREPORTED,
     task_status: trio.TaskStatus[Positions] = trio.TASK_STATUS_IGNORED,
@@ -234,7 +256,7 @@ async def run_positions(
     Each life of the store has positions of its own, read from it: what the last one left unknown is known then.
     """
     with store.lent():
-        positions = Positions(store)
+        positions = Positions(store, backup)
         await positions.load()
         for position in positions.all():
             # A setup is never resumed; a dialogue that still runs is refused its next fact.
@@ -243,5 +265,8 @@ async def run_positions(
                 await positions.execute(position.id, interrupted)
         if positions.unreadable:
             report.degraded("; ".join(positions.unreadable.values()))
-        task_status.started(positions)
-        await positions.keep_record()
+        async with trio.open_nursery() as nursery:
+            if positions.backup is not None:
+                nursery.start_soon(positions.backup.run, positions)
+            task_status.started(positions)
+            await positions.keep_record()
