@@ -387,21 +387,43 @@ def test_publishing_and_then_revoking_is_cheating_once_the_revocation_is_here(ro
 
 
 def test_a_commit_that_tells_no_secret_cannot_be_punished_yet() -> None:
-    """A chain server may show any witness until the block tells."""
+    """A chain server may show any valid witness until the block tells."""
     made = rolled(Role.MAKER)
     ((txid, raw),) = rollovers().commit(Role.TAKER, 0).items()
+    see(made, {txid: rollovers().commit(Role.MAKER, 0)[txid]})  # by ourselves
+    assert made.state() is State.PUNISHING
+    with pytest.raises(LocalError) as caught:
+        punished(made)
+    assert caught.value.code == "no_secret"
+    see(made, {txid: raw}, SEEN)
+    assert len(punished(made)) == 1
+
+
+def test_a_forged_spend_of_the_lock_holds_nothing_back() -> None:
+    """What is in no block counts with valid signatures only: a chain server can make up all the rest."""
+    made = rolled(Role.MAKER)
+    ((txid, raw),) = rollovers().commit(Role.TAKER, 0).items()
+    ((close_txid, close_raw),) = completed(close()).items()
+    stripped, flipped = _stripped(raw), raw.replace(_witness(raw)[0], bytes(64))
+    state = made.state()
     for forged in (
-        rollovers().commit(Role.MAKER, 0)[txid],  # by ourselves
-        _stripped(raw),
+        {txid: stripped},
+        {txid: flipped},
+        {close_txid: _stripped(close_raw)},
+        {close_txid: close_raw.replace(_witness(close_raw)[0], bytes(64))},
     ):
         other = History(Role.MAKER, made.position)
-        see(other, {txid: forged})
-        assert other.state() is State.PUNISHING
-        with pytest.raises(LocalError) as caught:
-            punished(other)
-        assert caught.value.code == "no_secret"
-        see(other, {txid: raw}, SEEN)
-        assert len(punished(other)) == 1
+        see(other, forged)
+        assert (other.state(), other.position.commit_seen, other.position.ending) == (state, None, None)
+        see(other, {**forged, close_txid: close_raw})  # beside it, or in its place
+        assert other.position.ending is not None
+    confirmed = History(Role.MAKER, made.position)
+    see(confirmed, {txid: stripped}, SEEN)  # what a block holds is valid; only its witness is the server's word
+    assert confirmed.state() is State.PUNISHING
+
+
+def _witness(raw: bytes) -> list[bytes]:
+    return [bytes(item) for item in CTransaction.deserialize(raw).wit.vtxinwit[0].scriptWitness.stack]
 
 
 @BOTH

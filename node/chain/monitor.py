@@ -50,12 +50,16 @@ class View:
 
     def spender(self, txid: bytes, vout: int) -> Seen | None:
         """The transaction that spends this output, the confirmed one if the server shows two."""
+        return next(iter(self.spenders(txid, vout)), None)
+
+    def spenders(self, txid: bytes, vout: int) -> list[Seen]:
+        """All transactions that spend this output, a confirmed one first: a server may show several."""
         spenders = [
             seen
             for seen in self.transactions.values()
             if any(spent.prevout.hash == txid and spent.prevout.n == vout for spent in seen.tx.vin)
         ]
-        return max(spenders, key=lambda seen: seen.height is not None, default=None)
+        return sorted(spenders, key=lambda seen: seen.height is None)
 
     def confirmations(self, txid: bytes) -> int:
         """1 in the tip; 0 in the mempool or nowhere."""

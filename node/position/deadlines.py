@@ -16,6 +16,7 @@ from node.health import UNREPORTED, Report
 from node.position.book import Positions
 from node.position.commands import Command, force_close
 from node.position.events import Event
+from node.position.observing import lock_spender
 from node.position.state import Position, State, watched_scripts
 from node.supervision import Service
 from protocols.errors import LocalError
@@ -96,7 +97,7 @@ class DeadlineKeeper:
             return None
         with trio.move_on_after(self.every), self.monitor.follow(watched_scripts(position)) as views:
             view = await anext(views)
-            if view.spender(position.lock.txid, 0) is None:
+            if lock_spender(position, view) is None:
                 return f"nothing spent the lock within {self.close_within:g} s after our signature of the close"
         return None  # also while the chain cannot be looked at: a commit would not reach it either
 

@@ -36,6 +36,7 @@ from node.position.events import (
 )
 from node.position.evolve import evolve
 from node.position.state import Attempt, EndingKind, Position
+from protocols.contract.signing import spends_lock
 from protocols.contract.terms import Role
 from protocols.contract.transactions import FINAL, ContractTransactions
 from protocols.contract_setup import check_lock_witnesses
@@ -138,11 +139,25 @@ def _observe_abandonment(position: Position, view: View) -> list[Event]:
     return []
 
 
+def lock_spender(position: Position, view: View) -> Seen | None:
+    """What spends the lock. Of what no block holds only what is validly signed: a chain server can make up a spend, and
+    have us wait for it while the time for ours goes by."""
+    assert position.lock is not None
+    return next(
+        (
+            seen
+            for seen in view.spenders(position.lock.txid, 0)
+            if seen.height is not None or spends_lock(position.plan(0), seen.tx)
+        ),
+        None,
+    )
+
+
 def _observe_spender(position: Position, view: View) -> list[Event]:
     """What spends the lock: a commit, however old, or the close."""
     if position.lock is None:
         return []
-    seen = view.spender(position.lock.txid, 0)
+    seen = lock_spender(position, view)
     attempt = next((each for each in position.attempts if seen and position.commit_txid(each) == seen.txid), None)
     if seen is not None and attempt is None:
         return _observe_close(position, view, seen)

@@ -162,6 +162,24 @@ def complete_refund(plan: ContractPlan, role: Role, fund_secret: bytes, peer_sig
     )
 
 
+def spends_lock(plan: ContractPlan, tx: CTransaction) -> bool:
+    """Whether the chain can accept `tx` as a spend of the lock: its lone input is the lock's output, and its witness is
+    the signature of both by the key path, or each one's by the leaf. All that this contract ever signs is of this kind.
+    """
+    transactions = transactions_of(plan)
+    lock, spent = transactions.lock_output, TxOut(transactions.lock_value, transactions.lock_output.script)
+    if len(tx.vin) != 1 or (tx.vin[0].prevout.hash, tx.vin[0].prevout.n) != (transactions.lock_txid, 0):
+        return False
+    stack = [bytes(item) for item in tx.wit.vtxinwit[0].scriptWitness.stack] if tx.wit.vtxinwit else []
+    if len(stack) == 1:
+        return schnorr.verify(spent.script[2:], signature_hash(tx, 0, [spent]), stack[0])
+    message = signature_hash(tx, 0, [spent], leaf_hash=lock.leaf.hash)
+    signatures = {role: _signature(tx, role) for role in Role}
+    return stack == list(lock.leaf.witness(signatures[Role.MAKER], signatures[Role.TAKER])) and all(
+        schnorr.verify(_x(plan, role), message, signature) for role, signature in signatures.items()
+    )
+
+
 def recover_publish_secret(plan: ContractPlan, role: Role, raw_commit: bytes, own_signature: bytes) -> bytes | None:
     """The peer's publish secret, from its commit transaction and the adaptor signature that `role` gave it.
 
