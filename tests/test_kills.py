@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node.regtest.chaos import KILLS_PER_STORY, Plan, plans_for, tell_all
+from node.regtest.chaos import tell_all
+from node.regtest.plans import SCENES, Plan, plans_for
 
 SEED = 18
 KILLS = 20
@@ -16,7 +17,8 @@ KILLS = 20
 
 @pytest.mark.slow
 async def test_twenty_kills(tmp_path: Path) -> None:
-    """SIGKILL of maker or taker at any moment of a setup or settlement and restart: all ended, all paid, all there."""
+    """SIGKILL of maker, taker or both at any moment of a setup, rollover, close or settlement, and restart: everything
+    ended alike, was paid as due, and nothing that was on record is missing."""
     stories = await tell_all(tmp_path, plans_for(KILLS, SEED))
     assert not [story.failure for story in stories if story.failure]
     outcomes = sum((story.outcomes for story in stories), Counter[str]())
@@ -28,16 +30,16 @@ def test_a_seed_is_a_plan() -> None:
     assert Plan.drawn(3) != Plan.drawn(4)
 
 
-@pytest.mark.parametrize("kills", [1, KILLS_PER_STORY, 2 * KILLS_PER_STORY + 1])
+@pytest.mark.parametrize("kills", [1, len(SCENES), 2 * len(SCENES) + 1])
 def test_as_many_kills_as_asked_for(kills: int) -> None:
     plans = plans_for(kills, SEED)
-    assert sum(plan.kills for plan in plans) == kills
+    assert sum(len(plan.kills) for plan in plans) == kills
     assert [plan.seed for plan in plans] == list(range(SEED, SEED + len(plans)))
 
 
-def test_all_moments_and_both_roles_are_drawn() -> None:
-    """Setups and settlements, early and late, of either node."""
-    plans = plans_for(500, SEED)
-    everywhere = {(victim, quarter) for victim in ("maker", "taker") for quarter in range(4)}
-    for kills in ([plan.setups for plan in plans], [plan.settlements for plan in plans]):
-        assert {(kill.victim, int(kill.moment * 4)) for drawn in kills for kill in drawn} == everywhere
+def test_all_scenes_moments_and_nodes_are_drawn() -> None:
+    """Early and late in each scene; either node, and both at once."""
+    kills = [kill for plan in plans_for(2_000, SEED) for kill in plan.kills]
+    every = {(scene, victim, half) for scene in SCENES for victim in ("maker", "taker", "both") for half in range(2)}
+    assert {(kill.scene, kill.victim, int(kill.moment * 2)) for kill in kills} == every
+    assert {kill.again is None for kill in kills} == {True, False}
