@@ -1,5 +1,7 @@
 """The node's own errors on top of `protocols.errors`."""
 
+from collections.abc import Sequence
+
 from protocols.errors import LocalError, WorldError
 
 
@@ -21,9 +23,11 @@ class NeedsUser(LocalError):
     The service is *blocked* with this sentence and remedy until the user restarts it.
     """
 
-    def __init__(self, reason: str, remedy: str, *, code: str = "needs_user") -> None:
+    def __init__(self, reason: str, remedy: str, *, code: str = "needs_user", repairs: Sequence[str] = ()) -> None:
+        """`repairs` name those of the service that are offered while it is blocked."""
         super().__init__(code, reason)
         self.remedy = remedy
+        self.repairs = tuple(repairs)
 
 
 class ConfigError(LocalError):

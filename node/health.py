@@ -32,8 +32,9 @@ UP = (State.HEALTHY, State.DEGRADED)
 class Report(Protocol):
     """What a running service tells about itself; its `Service` is one, and `UNREPORTED` when there is none."""
 
-    def degraded(self, reason: str) -> None:
-        """It runs, but not all of its work succeeds at present."""
+    def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
+        """It runs, but not all of its work succeeds at present. `remedy` is what the user can do, `repairs` name those
+        of the service that are offered meanwhile."""
 
     def recovered(self) -> None:
         """All is well again."""
@@ -41,13 +42,18 @@ class Report(Protocol):
     def fresh(self) -> None:
         """The data it holds agrees with the world as of now."""
 
+    def beat(self) -> None:
+        """It made progress."""
+
 
 class _Unreported:
-    def degraded(self, reason: str) -> None: ...
+    def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None: ...
 
     def recovered(self) -> None: ...
 
     def fresh(self) -> None: ...
+
+    def beat(self) -> None: ...
 
 
 UNREPORTED: Report = _Unreported()

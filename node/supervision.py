@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import structlog
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 
 from node.clock import Clock
 from node.errors import Disconnected, NeedsUser
@@ -34,6 +34,19 @@ HEALTHY_ENOUGH = 60.0
 """Seconds of being up after which the next failure counts as the first."""
 HEAD_START = 0.5
 """Seconds that a service may have to start before the next one in order begins to: the page comes up first."""
+
+
+@frozen
+class Repair:
+    """What the user may ask of a service beside start, stop and restart: always, or while the service names it."""
+
+    name: str
+    title: str
+    consequence: str
+    """What the user has to agree to; empty if there is nothing."""
+    run: Callable[[], Awaitable[None]]
+    always: bool = False
+
 
 Api = TypeVar("Api")
 Api_co = TypeVar("Api_co", covariant=True)
@@ -77,7 +90,7 @@ class Service(Generic[Api]):
         self._api: Api | None = None  # of a life that is up; may be None then, too
         self._up_since: float | None = None
         self._failures = 0
-        self._impaired = ""
+        self._impaired = self._remedy = ""
         self._end_of_life = ""
         self._changed = trio.Event()
         self._listeners: list[Callable[[], None]] = []
@@ -168,10 +181,10 @@ class Service(Generic[Api]):
 
     # (a life that is ending may still report: nobody is lent it, so nobody is told)
 
-    def degraded(self, reason: str) -> None:
-        self._impaired = reason
+    def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
+        self._impaired, self._remedy = reason, remedy
         if self._health.up:
-            self._became(State.DEGRADED, reason)
+            self._became(State.DEGRADED, reason, remedy=remedy)
         elif self.state is State.STARTING:
             self._became(State.STARTING, reason)
 
@@ -182,6 +195,9 @@ class Service(Generic[Api]):
 
     def fresh(self) -> None:
         self._health = evolve(self._health, data_at=self._clock.now())
+
+    def beat(self) -> None:
+        """Progress was made."""
 
     # The supervision itself
 
@@ -263,7 +279,7 @@ class Service(Generic[Api]):
         self._api = api
         self._up_since = trio.current_time()
         if self._impaired:
-            self._became(State.DEGRADED, self._impaired)
+            self._became(State.DEGRADED, self._impaired, remedy=self._remedy)
         else:
             self._became(State.HEALTHY)
 
@@ -316,7 +332,15 @@ class Supervisor:
         self._services: dict[str, Service[Any]] = {}
         self._changed = trio.Event()
 
-    def service(self, name: str, run: Run[Api], needs: Sequence[Service[Any]] = ()) -> Service[Api]:
+    def service(
+        self,
+        name: str,
+        run: Run[Api],
+        needs: Sequence[Service[Any]] = (),
+        *,
+        patience: float | None = None,
+        repairs: Sequence[Repair] = (),
+    ) -> Service[Api]:
         """Add a service; all are added before `run`."""
         if name in self._services:
             raise ValueError(f"two services named {name}")
