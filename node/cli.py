@@ -47,6 +47,7 @@ Files = Annotated[list[Path] | None, typer.Option("--config", help="TOML file; m
 Text = str | None
 Texts = list[str] | None
 Data = Annotated[Text, _flag("Data directory.")]
+BackupPath = Annotated[Text, _flag("Directory of the backup; best on another disk.")]
 Network = Annotated[Text, _flag("mainnet, signet, testnet4 or regtest.")]
 Electrum = Annotated[Texts, _flag("Electrum server, host:port or ssl://host:port; may be repeated.")]
 Api = Annotated[Text, _flag("127.0.0.1:port of the HTTP API; port 0 lets the system choose.")]
@@ -63,6 +64,7 @@ def maker(
     config: Files = None,
     data: Data = None,
     network: Network = None,
+    backup: BackupPath = None,
     electrum: Electrum = None,
     api: Api = None,
     listen: Listen = None,
@@ -82,6 +84,7 @@ def maker(
     flags = {
         "data": data,
         "network": network,
+        "backup": backup if backup is None else {"path": backup},
         "electrum": electrum or None,
         "api": api,
         "listen": listen,
@@ -108,6 +111,7 @@ def taker(
     config: Files = None,
     data: Data = None,
     network: Network = None,
+    backup: BackupPath = None,
     electrum: Electrum = None,
     api: Api = None,
     makers: Annotated[Texts, _flag("A maker's address, <64 hex digits>@host:port; may be repeated.")] = None,
@@ -124,6 +128,7 @@ def taker(
     flags = {
         "data": data,
         "network": network,
+        "backup": backup if backup is None else {"path": backup},
         "electrum": electrum or None,
         "api": api,
         "makers": makers or None,

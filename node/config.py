@@ -160,7 +160,8 @@ def _list(value: object) -> object:
     return value
 
 
-DataDirectory = Annotated[Path, BeforeValidator(_named), AfterValidator(_at_home), Field(validate_default=True)]
+Directory = Annotated[Path, BeforeValidator(_named), AfterValidator(_at_home)]
+DataDirectory = Annotated[Directory, Field(validate_default=True)]
 Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
 LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
 Key = Annotated[str, BeforeValidator(_key)]
@@ -252,6 +253,13 @@ class RolloverTable(_Table):
         return rate
 
 
+class BackupTable(_Table):
+    """Where the positions' backup is kept (docs/backup.md)."""
+
+    path: Directory | None = None
+    """A directory; ``backup`` in the data directory unless given. Better one on another disk."""
+
+
 class RegtestTable(_Table):
     """What a regtest world says of itself in its ``world.toml``."""
 
@@ -286,6 +294,7 @@ class NodeConfig(_Table):
     """Seconds after our signatures left; a lock that is in no mempool then is given up, its coins are spent back."""
     cooperative_spend: bool = True
     """Whether a published commit is spent together with the peer once the oracle spoke: neither waits for its lock."""
+    backup: BackupTable = BackupTable()
     log: LogTable = LogTable()
     genesis: Key = ""
     """The hash of the chain's first block; where it is given, it must be the network's."""
@@ -329,6 +338,10 @@ class NodeConfig(_Table):
     @property
     def seed_file(self) -> Path:
         return files.seed_file(self.data)
+
+    @property
+    def backup_folder(self) -> Path:
+        return self.backup.path or files.backup_folder(self.data)
 
     @property
     def timelocks(self) -> Timelocks:

@@ -11,6 +11,7 @@ import structlog
 import trio
 from attrs import frozen
 
+from node.backup.service import Backup
 from node.chain.broadcast import Broadcaster
 from node.chain.electrum import ElectrumClient, run_electrum
 from node.chain.forward import Forwarder
@@ -63,6 +64,7 @@ class Core:
     chain: Service[ElectrumClient]
     broadcaster: Broadcaster
     wallet: Service[Wallet]
+    backup: Service[Backup]
     positions: Service[Positions]
     oracle: Service[OracleClient]
     feeds: Mapping[str, Feed]
@@ -107,7 +109,8 @@ def build(
         wallet = _bdk_wallet(supervisor, config, clock, seed, chain)
     else:
         wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain, [chain])
-    positions = _positions(supervisor, store)
+    backup = supervisor.service("backup", seams.backup(config, seed, clock))
+    positions = _positions(supervisor, store, backup)
     oracle_keys = OracleKeys(
         scheme=config.oracle.scheme,
         announcement_key=bytes.fromhex(config.oracle.announcement_key),
@@ -129,6 +132,7 @@ def build(
         chain=chain,
         broadcaster=broadcaster,
         wallet=wallet,
+        backup=backup,
         positions=positions,
         oracle=oracle,
         feeds=_feeds(supervisor, config, clock) if seams.feeds is None else seams.feeds(clock),
@@ -192,9 +196,9 @@ def _wallet(
     return wallet
 
 
-def _positions(supervisor: Supervisor, store: Service[EventStore]) -> Service[Positions]:
+def _positions(supervisor: Supervisor, store: Service[EventStore], backup: Service[Backup]) -> Service[Positions]:
     async def run(*, task_status: trio.TaskStatus[Positions]) -> None:
-        await run_positions(store, report=positions, task_status=task_status)
+        await run_positions(store, backup, report=positions, task_status=task_status)
 
     positions = supervisor.service("positions", run, [store])
     return positions

@@ -23,6 +23,11 @@ def role_file(data: Path) -> Path:
     return data / "role"
 
 
+def backup_folder(data: Path) -> Path:
+    """Where the positions' backup is kept, unless the configuration names a better place."""
+    return data / "backup"
+
+
 def url_file(data: Path) -> Path:
     """Where the API of the node that runs on this directory was last served."""
     return data / "api.url"

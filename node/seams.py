@@ -13,9 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
+import trio
 from attrs import Factory, frozen
 
 from node import files
+from node.backup.files import Folder
+from node.backup.format import Seal
+from node.backup.service import Backup, Owner, run_backup
 from node.chain.electrum import ElectrumClient
 from node.chain.servers import Servers
 from node.clock import Clock
@@ -82,6 +86,15 @@ def _run_sqlite(config: NodeConfig, clock: Clock) -> Run[EventStore]:
     return partial(run_store, config.data / "events.sqlite", clock=clock)
 
 
+def _backup(config: NodeConfig, seed: Seed, clock: Clock) -> Run[Backup]:
+    files, seal, owner = Folder(config.backup_folder), Seal(seed.secret), Owner(config.network, config.role)
+
+    async def run(*, task_status: trio.TaskStatus[Backup] = trio.TASK_STATUS_IGNORED) -> None:
+        await run_backup(Backup(files, seal, owner, clock, secrets.token_bytes), task_status=task_status)
+
+    return run
+
+
 def _electrum(config: NodeConfig) -> Servers:
     return Servers(config.electrum)
 
@@ -97,6 +110,7 @@ class Seams:
     jitter: random.Random = Factory(random.Random)
     """Of the pauses before a service is begun anew."""
     run_store: Callable[[NodeConfig, Clock], Run[EventStore]] = _run_sqlite
+    backup: Callable[[NodeConfig, Seed, Clock], Run[Backup]] = _backup
     electrum: Callable[[NodeConfig], Servers] = _electrum
     wallet: Callable[[Seed, Clock, ElectrumClient], Awaitable[Wallet]] | None = None
     """None: BDK's, which dials the node's own Electrum endpoint."""

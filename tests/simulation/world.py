@@ -22,11 +22,15 @@ import structlog
 import trio
 from attrs import Factory, define, field, frozen
 
+from node.backup.files import MemoryFiles
+from node.backup.format import Seal
+from node.backup.service import Backup, Owner, run_backup
 from node.chain.electrum import ElectrumClient
 from node.clock import Clock
 from node.config import MakerConfig, NodeConfig, TakerConfig
 from node.errors import NotFound
 from node.eventstore.memory import MemoryBackend, run_memory_store
+from node.eventstore.memory import inline as at_once
 from node.maker import Maker
 from node.network.address import Identity
 from node.network.conversation import inline
@@ -270,6 +274,13 @@ class Life:
         def run_store(config: NodeConfig, clock: Clock) -> Run[Any]:
             return partial(run_memory_store, disk)
 
+        salts = random.Random(f"backup/{world.seed}/{player.name}/{self.number}").randbytes
+
+        async def run_backup_in_memory(*, task_status: trio.TaskStatus[Backup]) -> None:
+            seal = Seal(player.seed.secret)
+            backup = Backup(player.backup, seal, Owner("regtest", player.config.role), self.clock, salts, at_once)
+            await run_backup(backup, task_status=task_status)
+
         def endpoint(identity: Identity) -> Endpoint:
             kind = substreams(self, world.faults)
             return Endpoint(identity, entropy=draw.randbytes, carriers=carriers, substream=kind)
@@ -280,6 +291,7 @@ class Life:
             entropy=draw.randbytes,
             jitter=draw,
             run_store=run_store,
+            backup=lambda *_: run_backup_in_memory,
             electrum=lambda _: ServersInMemory(player.electrum[0], player.electrum[1], carriers),
             wallet=open_wallet,
             oracle=_OracleInMemory(world.oracle),
@@ -327,6 +339,7 @@ class Player:
     name: str
     config: MakerConfig | TakerConfig
     platters: MemoryBackend
+    backup: MemoryFiles = Factory(MemoryFiles)
     revealed: Sequence[int] = (COINS, 0)
     skew: float = 0.0
     """Seconds by which its clock is ahead."""
