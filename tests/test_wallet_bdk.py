@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import bdkpython as bdk
 import pytest
 import trio
 import trio.testing
@@ -17,7 +18,7 @@ from node.health import State
 from node.networks import NETWORKS
 from node.supervision import Service
 from node.wallet.bdk import BdkWallet
-from node.wallet.interface import Balance, Wallet, run_wallet
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Balance, Wallet, run_wallet
 from node.wallet.pure import PureWallet
 from node.wallet.seed import Seed
 from protocols.errors import WorldError
@@ -36,6 +37,10 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 async def open_wallet(path: Path, electrum: str = NOWHERE, *, seed: Seed | None = None) -> BdkWallet:
     return await BdkWallet.open(seed or Seed.generate(), "regtest", path, lambda: electrum, clock=CLOCK)
+
+
+def aside(directory: Path) -> list[Path]:
+    return list(directory.glob("wallet.aside-*"))
 
 
 async def test_without_a_server_it_opens_and_sync_says_whom_it_cannot_reach(tmp_path: Path) -> None:
@@ -154,13 +159,97 @@ async def test_a_database_of_another_seed_or_network_needs_the_user(tmp_path: Pa
     await open_wallet(path, seed=seed)
 
 
-async def test_a_corrupt_database_needs_the_user(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["all", "middle", "empty"])
+async def test_a_corrupt_database_is_moved_aside_and_rebuilt_from_the_seed(
+    world: World, tmp_path: Path, nursery: trio.Nursery, damage: str
+) -> None:
+    path, seed = tmp_path / "wallet", Seed.generate()
+    electrum = await world.serve(nursery)
+    world.pay((await (await open_wallet(path, electrum, seed=seed)).new_script(), 70_000))
+    content = path.read_bytes()
+    damaged = {
+        "all": b"SQLite format 4\0" * 64,
+        "middle": content[:2000] + b"\xff" * (len(content) - 3000) + content[-1000:],
+        "empty": b"",
+    }[damage]
+    path.write_bytes(damaged)
+    rebuilt = await open_wallet(path, electrum, seed=seed)
+    if damage == "empty":  # as good as lost
+        assert rebuilt.aside is None
+    else:
+        assert rebuilt.aside is not None
+        assert rebuilt.aside.read_bytes() == damaged
+        assert await rebuilt.new_script() != b""
+        path.write_bytes(damaged)  # and again in the same second
+        rebuilt = await open_wallet(path, electrum, seed=seed)
+        assert len(aside(tmp_path)) == 2
+    await rebuilt.sync()
+    assert (await rebuilt.balance()).confirmed == 70_000
+
+
+async def test_a_sound_database_that_cannot_be_used_is_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the disk is full."""
+    path, seed = tmp_path / "wallet", Seed.generate()
+    await open_wallet(path, seed=seed)
+
+    def full(*_: object) -> None:
+        raise bdk.LoadWithPersistError.Persist("database or disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(WorldError, match="wallet_disk"):
+        patch.setattr(bdk.Wallet, "load", full)
+        await open_wallet(path, seed=seed)
+    assert not aside(tmp_path)
+    assert (await open_wallet(path, seed=seed)).aside is None
+
+
+async def test_scripts_that_events_name_are_found_beyond_the_gap(
+    world: World, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """A hundred orders that come to nothing use up more scripts than a scan of a rebuilt wallet looks past."""
+    path, seed = tmp_path / "wallet", Seed.generate()
+    electrum = await world.serve(nursery)
+    wallet = await open_wallet(path, electrum, seed=seed)
+    scripts = [await wallet.new_script() for _ in range(GAP_LIMIT + 30)]
+    world.pay((scripts[-1], 70_000))
+    path.unlink()
+    for rebuilt in (
+        await open_wallet(path, electrum, seed=seed),
+        PureWallet(seed.secret, "regtest", world, clock=CLOCK),
+    ):
+        await rebuilt.sync()
+        assert (await rebuilt.balance()).confirmed == 0
+        assert not await rebuilt.reach([MINERS])
+        assert await rebuilt.reach([MINERS, scripts[-1], scripts[5]])
+        assert not await rebuilt.reach([scripts[-1]])
+        await rebuilt.sync()
+        assert (await rebuilt.balance()).confirmed == 70_000
+        assert await rebuilt.new_script() not in scripts
+
+
+async def test_a_rescan_finds_what_another_node_of_the_same_seed_gave_out(
+    world: World, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    seed = Seed.generate()
+    electrum = await world.serve(nursery)
+    other = PureWallet(seed.secret, "regtest", world, clock=CLOCK, revealed=(0, LOOKAHEAD + 40))
+    for wallet in (
+        await open_wallet(tmp_path / "wallet", electrum, seed=seed),
+        PureWallet(seed.secret, "regtest", world, clock=CLOCK),
+    ):
+        await wallet.sync()
+        before = (await wallet.balance()).confirmed
+        world.pay((await other.new_script(), 70_000))
+        await wallet.sync()
+        assert (await wallet.balance()).confirmed == before
+        await wallet.rescan()
+        assert (await wallet.balance()).confirmed == before + 70_000
+
+
+async def test_a_directory_that_cannot_be_used_is_the_worlds_fault(tmp_path: Path) -> None:
     path = tmp_path / "wallet"
-    path.write_bytes(b"SQLite format 4\0" * 64)
-    with pytest.raises(NeedsUser, match="wallet_corrupt") as caught:
-        await open_wallet(path)
-    assert str(path) in caught.value.sentence
-    assert path.read_bytes() == b"SQLite format 4\0" * 64
+    path.write_bytes(b"")
     with pytest.raises(WorldError, match="wallet_disk"):
         await open_wallet(path / "below a file")
 
@@ -248,7 +337,9 @@ async def test_as_a_service_it_is_up_once_it_has_seen_the_chain_and_keeps_lookin
     assert seen == Balance(70_000, 0, begun + 30, world.chain.height)
     world.gone = True
     await service.until(State.DEGRADED)
-    assert service.health.reason == "the chain server is gone"
+    assert service.health.reason.startswith("the balance is that of ")
+    assert service.health.reason.endswith(" UTC: the chain server is gone")
+    assert "chain server" in service.health.remedy
     assert await service.call(Wallet.balance) == seen
     world.gone = False
     await service.until(State.HEALTHY)

@@ -20,11 +20,13 @@ from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 
 from node.chain.chainsync import ChainSync, Moved, Tip
-from node.chain.headers import header_hash, merkle_root
+from node.chain.compare import Comparison
+from node.chain.headers import Headers, header_hash, merkle_root
 from node.chain.latest import Changes
 from node.chain.servers import ServerAddress, Servers
 from node.chain.session import ServerError, ServerLost, Session, printable
 from node.clock import Clock
+from node.health import UNREPORTED, Report
 from node.networks import Network, chain_named
 from protocols.errors import WorldError
 
@@ -34,6 +36,8 @@ PROTOCOL = ("1.4", "1.6")
 PACKAGES = (1, 6)
 GREETING_TIMEOUT = 30.0
 PING_EVERY = 60.0
+PATIENCE = 180.0
+"""Seconds in which a connection that works brings a sign of life: a ping's answer, or its end."""
 CACHE_BYTES = 16 * 2**20
 ATTEMPTS = 6
 """How often a history is asked again when a block moved underneath it."""
@@ -104,6 +108,7 @@ class ElectrumClient:
         *,
         clock: Clock,
         ended: Callable[[], object],
+        report: Report = UNREPORTED,
     ) -> None:
         self.server = server
         """The server's address, for people."""
@@ -114,6 +119,7 @@ class ElectrumClient:
         self._network = network
         self._clock = clock
         self._ended = ended
+        self._report = report
         self._session = Session(server, stream, notified=self._notified, heard=self._heard, ended=self._over)
         self._chain = ChainSync(self._session, network)
         self.headers = self._chain.headers
@@ -275,6 +281,10 @@ class ElectrumClient:
                 nursery.start_soon(self._ends_with, self._chain.follow)
                 nursery.start_soon(self._ends_with, self._stay_alive)
 
+    def leave(self, sentence: str) -> None:
+        """End the connection, for a reason."""
+        self._session.end(sentence)
+
     def lost(self) -> ServerLost:
         """Why the connection is over."""
         return self._session.lost()
@@ -311,6 +321,8 @@ class ElectrumClient:
 
     def _heard(self) -> None:
         self.heard_at = self._clock.now()
+        self._report.beat()
+        self._report.fresh()
 
     def _notified(self, method: str, params: list[object]) -> None:
         match method, params:
@@ -370,6 +382,7 @@ async def run_electrum(
     network: Network,
     *,
     clock: Clock,
+    report: Report = UNREPORTED,
     task_status: trio.TaskStatus[ElectrumClient] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Connect to the first of `servers` that answers and is on `network`, start with its client, and raise
@@ -377,29 +390,74 @@ async def run_electrum(
 
     Hand in a `Servers` object kept over lives, so that a server that keeps failing does not keep being the first."""
     servers = servers if isinstance(servers, Servers) else Servers(servers)
-    reasons = [await _connection(address, network, clock, task_status.started) for address in servers.in_turn()]
+    reasons = []
+    for address in servers.in_turn():
+        reason = await _connection(
+            servers, address, network=network, clock=clock, report=report, started=task_status.started
+        )
+        servers.troubles[str(address)] = reason
+        reasons.append(reason)
+        report.beat()
     raise WorldError("no_electrum_server", "; ".join(reasons))
 
 
 async def _connection(
-    address: ServerAddress, network: Network, clock: Clock, started: Callable[[ElectrumClient], object]
+    servers: Servers,
+    address: ServerAddress,
+    *,
+    network: Network,
+    clock: Clock,
+    report: Report,
+    started: Callable[[ElectrumClient], object],
 ) -> str:
     """One connection. Raises `ServerLost` when it ends; returns the reason if it never came to be used."""
     try:
         stream = await address.connect()
     except WorldError as error:
         return error.sentence
-    handed_out = False
+    handed_out = trio.Event()
 
     def hand_out(client: ElectrumClient) -> None:
-        nonlocal handed_out
-        handed_out = True
+        handed_out.set()
         started(client)
+
+    async def compare() -> None:
+        await handed_out.wait()
+
+        async def look(other: ServerAddress) -> Headers:
+            return await glance(other, network, clock)
+
+        comparison = Comparison(servers, address, client, look, network=network, clock=clock, report=report)
+        await comparison.run()
 
     async with stream:
         with trio.CancelScope() as life:
+            client = ElectrumClient(str(address), stream, network, clock=clock, ended=life.cancel, report=report)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(compare)
+                await client.run(hand_out)
+    lost = client.lost()
+    if not handed_out.is_set():
+        return lost.sentence
+    servers.troubles.setdefault(str(address), lost.sentence)
+    if servers.others(address):
+        raise ServerLost(f"{lost.sentence}; {servers.next} is next")
+    raise lost
+
+
+async def glance(address: ServerAddress, network: Network, clock: Clock) -> Headers:
+    """The chain that a server shows now, by a connection of its own. Raises `WorldError` naming the server."""
+    shown: Headers | None = None
+
+    def keep(client: ElectrumClient) -> None:
+        nonlocal shown
+        shown = client.headers
+        client.leave(f"electrum server {address} was asked for its chain only")
+
+    async with await address.connect() as stream:
+        with trio.CancelScope() as life:
             client = ElectrumClient(str(address), stream, network, clock=clock, ended=life.cancel)
-            await client.run(hand_out)
-    if handed_out:
+            await client.run(keep)
+    if shown is None:
         raise client.lost()
-    return client.lost().sentence
+    return shown

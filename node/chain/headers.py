@@ -54,12 +54,38 @@ class Headers:
         """The 80 bytes at `height`, or None outside the run."""
         if not self.base <= height <= self.height:
             return None
-        at = (height - self.base) * SIZE
+        at = self._at(height)
         return bytes(self._raw[at : at + SIZE])
+
+    def _at(self, height: int) -> int:
+        return (height - self.base) * SIZE
 
     def hash(self, height: int) -> bytes | None:
         header = self.header(height)
         return None if header is None else header_hash(header)
+
+    def work(self, first: int) -> int:
+        """The expected number of hashes behind the headers from the height `first` on, as far as they are held."""
+        heights = range(max(first, self.base), self.height + 1)
+        return sum(2**256 // (target(_bits(bytes(self._raw[at : at + SIZE]))) + 1) for at in map(self._at, heights))
+
+    def fork(self, other: "Headers") -> int | None:
+        """The greatest height at which both hold the same header; None if they hold no header in common."""
+        heights = range(min(self.height, other.height), max(self.base, other.base) - 1, -1)
+        return next((height for height in heights if self.header(height) == other.header(height)), None)
+
+    def lead(self, other: "Headers") -> int:
+        """By how many blocks of the heavier chain's last difficulty this chain is ahead of `other`, by work; negative
+        if it is behind. Chains without a common header are measured by the work of as many of their last headers."""
+        fork = self.fork(other)
+        if fork is not None:
+            ahead = self.work(fork + 1) - other.work(fork + 1)
+        else:
+            shown = min(self.height - self.base, other.height - other.base)
+            ahead = self.work(self.height - shown) - other.work(other.height - shown)
+        heavier = self if ahead >= 0 else other
+        unit = heavier.work(heavier.height)
+        return (ahead + unit // 2) // unit if ahead >= 0 else -((-ahead + unit // 2) // unit)
 
     def begin(self, height: int, raw: bytes) -> None:
         """Forget everything; hold `raw`, whose first header has `height`. Raises `BadHeader`."""
@@ -129,16 +155,16 @@ class Headers:
         """`before` is the header at height − 1, `first` the one at height − 2016 if we have it; `normal` is the target
         of the period that `before` is in, if known."""
         bits, network = _bits(header), self._network
-        if network.bip94 and height % PERIOD == 0 and _time(header) < _time(before) - _TIME_WARP:
+        if network.bip94 and height % PERIOD == 0 and header_time(header) < header_time(before) - _TIME_WARP:
             raise BadHeader(f"the header at height {height} begins a period before the last one has ended")
-        if network.bip94 and height % PERIOD and _time(header) > _time(before) + _LATE:
+        if network.bip94 and height % PERIOD and header_time(header) > header_time(before) + _LATE:
             allowed = bits == network.easiest_bits
         elif normal is None:
             allowed = True
         elif not network.retargets or height % PERIOD:
             allowed = bits == normal
         elif first is not None:
-            allowed = bits == next_bits(_bits(first), _time(before) - _time(first), self._easiest)
+            allowed = bits == next_bits(_bits(first), header_time(before) - header_time(first), self._easiest)
         else:  # without the period's first header only the bounds of a change are known
             hardest, easiest = (next_bits(normal, span, self._easiest) for span in (0, 8 * _TIMESPAN))
             allowed = target(hardest) <= target(bits) <= target(easiest)
@@ -173,5 +199,6 @@ def _bits(header: bytes) -> int:
     return int.from_bytes(header[72:76], "little")
 
 
-def _time(header: bytes) -> int:
+def header_time(header: bytes) -> int:
+    """What a block says of its own time: seconds since 1970, up to two hours off."""
     return int.from_bytes(header[68:72], "little")

@@ -89,17 +89,36 @@ class ServerAddress:
 
 
 class Servers:
-    """The servers in the order in which they are tried. It outlives connections and remembers whose turn it is: when
-    a connection to one ends, whatever the reason, the next one is asked first."""
+    """The servers in the order in which they are tried. It outlives connections and remembers whose turn it is, and
+    what is wrong with whom: when a connection to one ends, whatever the reason, the next one is asked first."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         if not addresses:
             raise LocalError("no_electrum_server", "electrum: at least one server is needed, as host:port")
         self.addresses = tuple(ServerAddress.parse(text) for text in addresses)
+        self.troubles: dict[str, str] = {}
+        """By address: a sentence on each server that did not answer, lied or lagged when it was asked last."""
         self._turn = 0
+
+    @property
+    def next(self) -> ServerAddress:
+        """Whose turn it is."""
+        return self.addresses[self._turn % len(self.addresses)]
 
     def in_turn(self) -> Iterator[ServerAddress]:
         for _ in self.addresses:
             address = self.addresses[self._turn]
             self._turn = (self._turn + 1) % len(self.addresses)
             yield address
+
+    def others(self, present: ServerAddress) -> tuple[ServerAddress, ...]:
+        return tuple(address for address in self.addresses if address != present)
+
+    def prefer(self, address: ServerAddress) -> None:
+        """Ask this one first when the present connection is over."""
+        self._turn = self.addresses.index(address)
+
+    def trouble(self) -> str:
+        """What is wrong with any of them, in the order of the configuration; empty if nothing is known."""
+        known = (self.troubles.get(str(address)) for address in self.addresses)
+        return "; ".join(dict.fromkeys(filter(None, known)))

@@ -3,13 +3,15 @@
 BDK's calls block, so each runs in a worker thread, one at a time. Only the talk with the chain server, which may take
 long and changes nothing, goes on beside them and is abandoned when its caller is cancelled. BDK's Electrum client
 dials the node's own loopback endpoint (`node.chain.forward`). The database is a cache of the chain and of how many
-scripts were given out: if it is lost, the first sync rebuilds it from the seed.
+scripts were given out: if it is lost, the first sync rebuilds it from the seed; one that cannot be read is moved aside,
+never deleted.
 """
 
 import base64
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -24,8 +26,8 @@ from node.errors import NeedsUser
 from node.eventstore.interface import RunBlocking
 from node.networks import NETWORKS
 from node.wallet.address import BDK
-from node.wallet.bip86 import CHANGE, RECEIVE
-from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, Wallet, our_inputs
+from node.wallet.bip86 import CHANGE, RECEIVE, Account
+from node.wallet.interface import BEYOND, GAP_LIMIT, LOOKAHEAD, REBUILD, Coin, Wallet, our_inputs
 from node.wallet.seed import Seed
 from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut, string
@@ -56,11 +58,16 @@ class BdkWallet(Wallet):
         persister: bdk.Persister,
         electrum: Callable[[], str],
         *,
+        seed: Seed,
         network: str,
         clock: Clock,
         run_blocking: RunBlocking,
+        aside: Path | None = None,
     ) -> None:
         super().__init__(network, clock)
+        self.aside = aside
+        """Where the database was moved that could not be read, if one was: this wallet is rebuilt from the seed."""
+        self._seed = seed
         self._wallet = wallet
         self._persister = persister
         self._electrum = electrum
@@ -84,18 +91,43 @@ class BdkWallet(Wallet):
         """The wallet of a seed on a network (of `node.networks`), its database in the file `path`.
 
         `electrum` is asked for ``host:port`` at each sync: the endpoint's port changes when its service restarts. What
-        it raises, `sync` raises. A database that is missing is made. Raises `NeedsUser` for one that is corrupt or of
-        another seed or network, `WorldError` when the disk refuses.
+        it raises, `sync` raises. A database that is missing is made; one that is corrupt is moved aside first. Raises
+        `NeedsUser` for one of another seed or network, `WorldError` when the disk refuses.
         """
-        wallet, persister = await run_blocking(partial(_open, seed, network, path))
-        return cls(wallet, persister, electrum, network=network, clock=clock or Clock(), run_blocking=run_blocking)
+        clock, aside = clock or Clock(), None
+        try:
+            wallet, persister = await run_blocking(partial(_open, seed, network, path))
+        except _Corrupt:
+            aside = await run_blocking(partial(move_aside, path, int(clock.now())))
+            try:
+                wallet, persister = await run_blocking(partial(_open, seed, network, path))
+            except _Corrupt:
+                raise WorldError("wallet_disk", f"{path}: a new database cannot be read either") from None
+        return cls(
+            wallet,
+            persister,
+            electrum,
+            seed=seed,
+            network=network,
+            clock=clock,
+            run_blocking=run_blocking,
+            aside=aside,
+        )
 
     async def _sync(self) -> None:
+        # A wallet that never finished a scan knows no block but the first one.
+        await self._look(self._full_scan if self._wallet.latest_checkpoint().height == 0 else self._news)
+
+    async def _rescan(self) -> None:
+        await self._look(self._full_scan)
+
+    async def _look(self, question: Callable[[bdk.ElectrumClient], bdk.Update]) -> None:
         async with self._syncing:
-            # A wallet that never finished a scan knows no block but the first one.
-            first = self._wallet.latest_checkpoint().height == 0
-            update = await self._ask(self._full_scan if first else self._news)
+            update = await self._ask(question)
             await self._in_turn(partial(self._apply, update))
+
+    async def _reach(self, scripts: Collection[bytes]) -> bool:
+        return await self._in_turn(partial(self._reveal_to, scripts))
 
     async def _reveal(self, chain: int) -> bytes:
         return await self._in_turn(partial(self._reveal_next, _KEYCHAINS[chain]))
@@ -161,6 +193,24 @@ class BdkWallet(Wallet):
         self._persist()
         return bytes(address.script_pubkey().to_bytes())
 
+    def _reveal_to(self, scripts: Collection[bytes]) -> bool:
+        found = [self._wallet.derivation_of_spk(bdk.Script(script)) for script in scripts]
+        counts = dict.fromkeys(bdk.KeychainKind, 0)
+        for place in filter(None, found):
+            counts[place.keychain] = max(counts[place.keychain], place.index + 1)
+        if any(place is None for place in found):  # beyond what BDK has derived so far, or nobody's
+            searched = Account(self._seed.secret, self._network).counts(scripts, BEYOND)
+            counts = {kind: max(counts[kind], searched[chain]) for chain, kind in _KEYCHAINS.items()}
+        revealed = False
+        for kind, count in counts.items():
+            known = self._wallet.derivation_index(kind)
+            if count > (-1 if known is None else known) + 1:
+                self._wallet.reveal_addresses_to(kind, count - 1)
+                revealed = True
+        if revealed:
+            self._persist()
+        return revealed
+
     def _is_mine(self, script: bytes) -> bool:
         return bool(self._wallet.is_mine(bdk.Script(script)))
 
@@ -216,6 +266,30 @@ _SIGN = bdk.SignOptions(
 )
 
 
+class _Corrupt(Exception):
+    """The database cannot be read."""
+
+
+def move_aside(path: Path, at: int) -> Path | None:
+    """Rename a database, with what SQLite keeps beside it, so that a new one is made; nothing is deleted. Returns where
+    it is now; None if there was none. `at` is the time in whole seconds. Raises `WorldError` when the disk refuses."""
+    moved = path.with_name(f"{path.name}.aside-{at}")
+    count = 1
+    while moved.exists():
+        count += 1
+        moved = path.with_name(f"{path.name}.aside-{at}-{count}")
+    found = None
+    try:
+        for suffix in ("-wal", "-shm", "-journal", ""):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.rename(moved.with_name(moved.name + suffix))
+                found = moved
+    except OSError as error:
+        raise WorldError("wallet_disk", f"{path}: cannot be moved aside: {error.strerror}") from error
+    return found
+
+
 def _open(seed: Seed, network: str, path: Path) -> tuple[bdk.Wallet, bdk.Persister]:
     receive, change = _descriptors(seed, NETWORKS[network].coin_type)
     try:
@@ -232,14 +306,23 @@ def _open(seed: Seed, network: str, path: Path) -> tuple[bdk.Wallet, bdk.Persist
     except bdk.LoadWithPersistError.InvalidChangeSet:
         raise _of_another(path, network, _network_of(seed, path, coin_type=1 - NETWORKS[network].coin_type)) from None
     except (bdk.PersistenceError, bdk.LoadWithPersistError, bdk.CreateWithPersistError):
-        raise NeedsUser(
-            f"{path}: the wallet's database cannot be read",
-            "check the disk, or move the file away: the wallet is rebuilt from the seed",
-            code="wallet_corrupt",
-        ) from None
+        if _sound(path):
+            raise WorldError("wallet_disk", f"{path}: the wallet's database cannot be used: disk full?") from None
+        raise _Corrupt from None
     if wallet.network() != BDK[network]:
         raise _of_another(path, network, _name(wallet))
     return wallet, persister
+
+
+def _sound(path: Path) -> bool:
+    """Whether SQLite finds nothing wrong with a file: then it is the disk or another process that is in the way."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute("PRAGMA quick_check").fetchall() == [("ok",)])
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        return False
 
 
 def _descriptors(seed: Seed, coin_type: int) -> tuple[bdk.Descriptor, bdk.Descriptor]:
@@ -270,8 +353,9 @@ def _of_another(path: Path, network: str, found: str | None) -> NeedsUser:
     if found is None:
         return NeedsUser(
             f"{path}: the wallet's database belongs to another seed",
-            "give the node the seed that it belongs to, or move the file away",
+            "give the node the seed that it belongs to, or have the file moved aside: rebuild",
             code="wallet_of_another_seed",
+            repairs=(REBUILD,),
         )
     return NeedsUser(
         f"{path}: the wallet's database belongs to {found}, this node to {network}",

@@ -2,6 +2,7 @@
 tweaked by BIP341 with no script tree. Only private derivation; nothing here is constant-time beyond the library."""
 
 import hmac
+from collections.abc import Iterable
 
 from attrs import field, frozen
 from btclib_secp256k1 import keys, xonly
@@ -63,3 +64,17 @@ class Account:
         """The P2TR script at this place, 34 bytes."""
         internal = xonly.from_prvkey(self._chains[chain].child(index).secret)[0]
         return p2tr(xonly.tweak_add(internal, tweak(internal, b""))[0])
+
+    def counts(self, scripts: Iterable[bytes], beyond: int) -> tuple[int, int]:
+        """How many scripts of each chain must have been given out for `scripts` to be among them. The search ends
+        `beyond` scripts past the last one found; what is not ours is passed over."""
+        counts, wanted = [0, 0], set(scripts)
+        for chain in (RECEIVE, CHANGE):
+            index = 0
+            while wanted and index < counts[chain] + beyond:
+                script = self.script(chain, index)
+                index += 1
+                if script in wanted:
+                    wanted.discard(script)
+                    counts[chain] = index
+        return counts[RECEIVE], counts[CHANGE]

@@ -7,7 +7,9 @@ under way is not its business: that follows from events, and the caller says it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
+from datetime import UTC, datetime
+from typing import NoReturn
 
 import trio
 from attrs import frozen
@@ -29,8 +31,15 @@ GAP_LIMIT = 200
 20 would lose coins: every setup that came to nothing used up scripts, and an attacked maker has many such."""
 LOOKAHEAD = 25
 """How many scripts past the last one given out are recognised as ours."""
+BEYOND = 2000
+"""How far past the last script found a script that an event names is looked for."""
 COINBASE_MATURITY = 100
 """Confirmations of a coinbase that may be spent in the next block."""
+PATIENCE = 600.0
+"""Seconds for one look at the chain; a first one of a long history takes minutes."""
+RESYNC, REBUILD = "resync", "rebuild"
+"""Repairs: look through the whole chain again; do so with a new database, the old one moved aside."""
+REMEDY = "see to the chain server, by which the wallet sees the chain; the wallet tries again by itself"
 
 
 @frozen
@@ -104,6 +113,24 @@ class Wallet(ABC):
         await self._sync()
         self._as_of = started
 
+    async def rescan(self) -> None:
+        """As `sync`, and look for coins at scripts past the last one given out, as a wallet does that was just rebuilt
+        from its seed: `GAP_LIMIT` of them."""
+        started = self._clock.now()
+        await self._rescan()
+        self._as_of = started
+
+    async def reach(self, scripts: Collection[bytes]) -> bool:
+        """Count the scripts up to the last one of ours among `scripts` as given out; whether that changed anything.
+
+        For a wallet that was rebuilt: what events name was given out, however many unused scripts lie in between."""
+        return bool(scripts) and await self._reach(scripts)
+
+    @property
+    def as_of(self) -> float | None:
+        """When the last sync that succeeded began, seconds since 1970; None if there was none."""
+        return self._as_of
+
     async def new_address(self) -> str:
         """A fresh address for somebody to pay to, remembered before it is returned."""
         return to_address(await self._reveal(RECEIVE), self._network)
@@ -171,6 +198,12 @@ class Wallet(ABC):
     async def _sync(self) -> None: ...
 
     @abstractmethod
+    async def _rescan(self) -> None: ...
+
+    @abstractmethod
+    async def _reach(self, scripts: Collection[bytes]) -> bool: ...
+
+    @abstractmethod
     async def _reveal(self, chain: int) -> bytes:
         """The next script of a chain (`RECEIVE` or `CHANGE`)."""
 
@@ -227,10 +260,12 @@ async def run_wallet(
     wallet: Wallet,
     *,
     every: float = 30.0,
+    news: Callable[[], Awaitable[object]] = trio.sleep_forever,
     report: Report = UNREPORTED,
     task_status: trio.TaskStatus[Wallet] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """A wallet's life as a service: up once it has seen the chain, then a `sync` every so many seconds.
+) -> NoReturn:
+    """A wallet's life as a service: up once it has seen the chain, then a `sync` whenever `news` returns (a new tip),
+    and every so many seconds.
 
     A later sync that fails degrades it only: what it knew keeps its age, and signing needs no server.
     """
@@ -238,11 +273,17 @@ async def run_wallet(
     report.fresh()
     task_status.started(wallet)
     while True:
-        await trio.sleep(every)
+        with trio.move_on_after(every):
+            await news()
+        report.beat()
         try:
             await wallet.sync()
         except WorldError as error:
-            report.degraded(error.sentence)
+            report.degraded(f"the balance is that of {_time_of_day(wallet.as_of)}: {error.sentence}", REMEDY)
         else:
             report.fresh()
             report.recovered()
+
+
+def _time_of_day(moment: float | None) -> str:
+    return datetime.fromtimestamp(moment or 0, UTC).strftime("%H:%M:%S UTC")

@@ -1,14 +1,14 @@
 """The wallet in Python alone, for the simulator and for tests: no thread, no file, no randomness, so that a run with
 the same seed and the same chain is the same run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from bitcoin.core import CTransaction
 
 from node.clock import Clock
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Coin, Wallet, our_inputs
+from node.wallet.interface import BEYOND, GAP_LIMIT, LOOKAHEAD, Coin, Wallet, our_inputs
 from protocols.contract import schnorr
 from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut, signature_hash
@@ -67,7 +67,18 @@ class PureWallet(Wallet):
         return self._revealed[RECEIVE], self._revealed[CHANGE]
 
     async def _sync(self) -> None:
-        gap = self._gap if self._height is None else 0
+        await self._look(self._gap if self._height is None else 0)
+
+    async def _rescan(self) -> None:
+        await self._look(self._gap)
+
+    async def _reach(self, scripts: Collection[bytes]) -> bool:
+        before = self.revealed
+        wanted = self._account.counts(scripts, BEYOND)
+        self._revealed = [max(pair) for pair in zip(before, wanted, strict=True)]
+        return self.revealed != before
+
+    async def _look(self, gap: int) -> None:
         while True:
             tip = self._chain.tip
             heights = await self._scan(RECEIVE, gap) | await self._scan(CHANGE, gap)

@@ -1,0 +1,129 @@
+"""The wallet as a service of a node: what it needs, what it repairs by itself, what the user can ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from node.chain.chainsync import Tip
+from node.chain.electrum import ElectrumClient
+from node.chain.forward import Forwarder
+from node.clock import Clock
+from node.health import UP
+from node.position.book import Positions
+from node.supervision import Repair, Service, Supervisor
+from node.wallet.interface import PATIENCE, REBUILD, RESYNC, Wallet, run_wallet
+from node.wallet.seed import Seed
+from protocols.errors import WorldError
+
+_log = structlog.get_logger(__name__)
+
+
+def bdk_wallet(
+    supervisor: Supervisor,
+    path: Path,
+    seed: Seed,
+    chain: Service[ElectrumClient],
+    *,
+    network: str,
+    clock: Clock,
+    positions: Callable[[], Service[Positions]],
+) -> Service[Wallet]:
+    """The wallet, and before it the Electrum endpoint that BDK dials. Once up it stays so while the chain is away, and
+    what it shows keeps its age. `positions` is asked for when it is needed: that service may be added later."""
+    forwarder = Forwarder()
+    forward = supervisor.service("wallet-chain", partial(chain.call, forwarder.run), [chain])
+    rebuilding = False
+
+    async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
+        nonlocal rebuilding
+        from node.wallet.bdk import BdkWallet, move_aside
+
+        if rebuilding:
+            aside = await trio.to_thread.run_sync(move_aside, path, int(clock.now()))
+            _log.warning("the wallet's database was moved aside at the user's word", to=str(aside))
+            rebuilding = False
+        opened = await BdkWallet.open(seed, network, path, lambda: f"127.0.0.1:{forwarder.port}", clock=clock)
+        if opened.aside is not None:
+            _log.warning("the wallet's database could not be read and is rebuilt from the seed", kept=str(opened.aside))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_reach, opened, positions())
+            await run_wallet(opened, news=next_tips(chain), report=wallet, task_status=task_status)
+
+    async def resync() -> None:
+        await wallet.call(Wallet.rescan)
+        wallet.fresh()
+
+    async def rebuild() -> None:
+        nonlocal rebuilding
+        await trio.lowlevel.checkpoint()
+        rebuilding = True
+        wallet.restart()
+
+    wallet = supervisor.service(
+        "wallet",
+        run,
+        [chain, forward],
+        patience=PATIENCE,
+        repairs=(
+            Repair(RESYNC, "look through the whole chain for coins of this seed again", "", resync, always=True),
+            Repair(
+                REBUILD,
+                "move the wallet's database aside and make a new one from the seed",
+                "the wallet is away until it has looked through the chain, and gives out addresses anew from the last"
+                " one that the chain or a contract shows",
+                rebuild,
+                always=True,
+            ),
+        ),
+    )
+    return wallet
+
+
+def next_tips(chain: Service[ElectrumClient]) -> Callable[[], Awaitable[None]]:
+    """What returns as soon as the chain has a tip that it has not returned for, over all connections."""
+    seen: Tip | None = None
+
+    async def news() -> None:
+        nonlocal seen
+        while True:
+            await chain.until(*UP)
+            try:
+                with chain.lent() as client:
+                    async for tip in client.tips():
+                        if tip != seen:
+                            seen = tip
+                            return
+            except WorldError:
+                await trio.sleep(1)  # a connection that is over is soon known to be
+
+    return news
+
+
+async def _reach(wallet: Wallet, positions: Service[Positions]) -> None:
+    """Have the wallet know every script that an event names, and look at it."""
+    await positions.until(*UP)
+    try:
+        scripts = await positions.call(own_scripts)
+    except WorldError:
+        return  # they went down at once; the next life asks again
+    if await wallet.reach(scripts):
+        _log.warning("the wallet had forgotten scripts that contracts name, and looks at them")
+        with contextlib.suppress(WorldError):  # then the next regular look shows them
+            await wallet.sync()
+
+
+async def own_scripts(positions: Positions) -> Collection[bytes]:
+    """The scripts of ours that events name: where payouts and change go."""
+    await trio.lowlevel.checkpoint()
+    return {
+        script
+        for position in positions.all()
+        for attempt in position.attempts
+        for script in (attempt.own.payout_script, attempt.own.change_script)
+    }
