@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -258,6 +259,80 @@ def roll_over(
     typer.echo("the maker is asked; the position tells what becomes of it")
 
 
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write; there must be none yet.")],
+    *,
+    data: Annotated[Path, typer.Option(help="Data directory of a node, which may be running.")],
+) -> None:
+    """Write one sealed file of all positions. With the seed words it restores them on another machine."""
+    from node.backup.restore import export
+    from node.eventstore.lock import lock_directory
+    from node.wallet.seed import Seed
+
+    target = file.absolute()
+    if _in_use(data):
+        url = _contents(files.url_file(data), "is the node running?")
+        token = _contents(files.token_file(data), "the node writes it on its first start")
+        count = _ask("POST", url, "/api/v1/backup", token, {"path": str(target)})["positions"]
+    else:
+        seed = Seed.read(files.seed_file(data))
+        with _directory_errors(data), lock_directory(data):
+            network = _contents(files.network_file(data), "no node ran there yet")
+            role = _contents(files.role_file(data), "no node ran there yet")
+            count = export(files.store_file(data), seed.secret, network, role, target)
+    typer.echo(f"{count} positions are in {target}; without the seed words nobody can read it, you neither")
+
+
+@app.command()
+def restore(
+    *,
+    data: Annotated[Path, typer.Option(help="Data directory to make: empty, or with an imported seed alone.")],
+    backup_at: Annotated[Path, typer.Option("--backup", help="The backup's directory, or one file.")],
+    config: Files = None,
+    skip_damaged: Annotated[bool, typer.Option(help="Restore what can be read, and name what cannot.")] = False,
+) -> None:
+    """Make a data directory of the seed words and a backup. The words are asked for, unless they are imported there."""
+    from node.backup.restore import RESTORING, read_backup, restore_into
+    from node.eventstore.lock import lock_directory
+    from node.wallet.seed import Seed
+
+    allowed = {"seed", "backup", "lock", "network", "role"}
+    try:
+        there = {path.name for path in data.iterdir()} if data.exists() else set()
+    except OSError as error:
+        raise LocalError("bad_data_directory", f"{data}: {error.strerror}") from None
+    if other := sorted(name for name in there - allowed if RESTORING not in name):
+        raise LocalError(
+            "data_not_empty", f"{data}: there is something in it already ({', '.join(other[:5])}); name a new directory"
+        )
+    imported = files.seed_file(data).exists()
+    seed = Seed.read(files.seed_file(data)) if imported else Seed.from_words(_words())
+    found = read_backup(backup_at, seed.secret, skip_damaged=skip_damaged)
+    if config:
+        _check_config(config, data, found.network, found.role)
+    with _directory_errors(data):
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with lock_directory(data):
+            for path, ours in ((files.network_file(data), found.network), (files.role_file(data), found.role)):
+                known = path.read_text(encoding="utf-8").strip() if path.exists() else ours
+                if known != ours:
+                    raise LocalError("other_node", f"{data}: it belongs to {known[:20]}, the backup to {ours}")
+                path.write_text(f"{ours}\n", encoding="utf-8")
+            if not imported:
+                seed.write(files.seed_file(data))
+            restored = restore_into(
+                files.store_file(data), backup_at, seed.secret, found.network, found.role, skip_damaged=skip_damaged
+            )
+    for name, why in sorted(restored.damaged.items()):
+        typer.echo(f"passed over: {name}: {why}", err=True)
+    typer.echo(
+        f"{len(restored.positions)} positions of a {found.role} on {found.network} are restored into {data}. They are"
+        " recovered: no commit of them is published by itself. Close them together with the peer, or start the node"
+        " and wait until the peer force closes."
+    )
+
+
 @seed_app.command("new")
 def seed_new(data: Annotated[Path, typer.Option(help="Data directory to keep the seed in.")]) -> None:
     """Make, keep and print new seed words. Write them down: they are the only backup of your coins."""
@@ -273,11 +348,16 @@ def seed_import(data: Annotated[Path, typer.Option(help="Data directory to keep 
     """Keep seed words that you have. They are read from the terminal without echo, or from standard input."""
     from node.wallet.seed import Seed
 
+    Seed.from_words(_words()).write(files.seed_file(data))
+
+
+def _words() -> str:
+    """Seed words, from the terminal without echo or from standard input."""
     try:
-        words = typer.prompt("Seed words", hide_input=True) if sys.stdin.isatty() else sys.stdin.read(1000)
+        words: str = typer.prompt("Seed words", hide_input=True) if sys.stdin.isatty() else sys.stdin.read(1000)
     except UnicodeDecodeError:
         raise LocalError("bad_seed_words", "seed words: standard input is no text") from None
-    Seed.from_words(words).write(files.seed_file(data))
+    return words
 
 
 def run() -> None:
@@ -364,6 +444,39 @@ def _refuse_if_in_use(data: Path) -> None:
         refuse_if_locked(data)
     except NeedsUser as error:
         raise LocalError(error.code, f"{error.sentence}; {error.remedy}") from None
+
+
+def _in_use(data: Path) -> bool:
+    from node.errors import NeedsUser
+    from node.eventstore.lock import refuse_if_locked
+
+    try:
+        refuse_if_locked(data)
+    except NeedsUser:
+        return True
+    return False
+
+
+@contextmanager
+def _directory_errors(data: Path) -> Iterator[None]:
+    from node.errors import NeedsUser
+
+    try:
+        yield
+    except OSError as error:
+        raise LocalError("bad_data_directory", f"{data}: {error.strerror or error}") from None
+    except NeedsUser as error:
+        raise LocalError(error.code, f"{error.sentence}; {error.remedy}") from None
+
+
+def _check_config(paths: list[Path], data: Path, network: str, role: str) -> None:
+    """Whether the configuration is of the node that the backup is of."""
+    from node.config import MakerConfig, TakerConfig, load
+
+    kind = MakerConfig if role == MakerConfig.role else TakerConfig
+    settings: NodeConfig = load(kind, paths=paths, flags={"data": str(data)})
+    if settings.network != network:
+        raise LocalError("other_node", f"the backup is of {network}, the configuration of {settings.network}")
 
 
 def _contents(path: Path, hint: str) -> str:

@@ -23,6 +23,11 @@ def role_file(data: Path) -> Path:
     return data / "role"
 
 
+def store_file(data: Path) -> Path:
+    """The events."""
+    return data / "events.sqlite"
+
+
 def backup_folder(data: Path) -> Path:
     """Where the positions' backup is kept, unless the configuration names a better place."""
     return data / "backup"

@@ -12,7 +12,7 @@ file of another seed from a damaged one. Of the seed nothing is inside.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -68,8 +68,6 @@ class Head:
     role: str
     made_at: float
     """Seconds since 1970."""
-    revealed: tuple[int, int]
-    """How many receive and change scripts the wallet had given out."""
     versions: dict[bytes, int]
     """By order id how many events there are."""
 
@@ -165,16 +163,3 @@ def _head(plain: Any) -> Head:
 
 def _damaged(how: str) -> BadBackup:
     return BadBackup("backup_damaged", f"it is damaged: {how}")
-
-
-def merged(parts: Mapping[str, Contents]) -> tuple[dict[bytes, Record], dict[bytes, bytes]]:
-    """Records by order id, the longest of each, and all pieces."""
-    records: dict[bytes, Record] = {}
-    pieces: dict[bytes, bytes] = {}
-    for contents in parts.values():
-        pieces |= contents.pieces
-        for record in contents.records:
-            known = records.get(record.order_id)
-            if known is None or len(known.events) < len(record.events):
-                records[record.order_id] = record
-    return records, pieces

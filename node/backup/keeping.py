@@ -133,12 +133,12 @@ class BackupKeeper:
         except Disconnected:
             return False  # the store's end is the positions' end, too; the backup tells of its own
         except WorldError as error:
-            self.backup.degraded(f"not all positions are backed up: {error.sentence}; {REMEDY}")
+            self.backup.degraded(f"not all positions are backed up: {error.sentence}", REMEDY)
             return False
         if unknown:
             self.backup.degraded(
-                f"{len(unknown)} positions in the backup are not known to this node; restore them into a new data"
-                " directory: cfdnode restore"
+                f"{len(unknown)} positions in the backup are not known to this node",
+                "restore them into a new data directory: cfdnode restore",
             )
         else:
             self.backup.recovered()
@@ -166,6 +166,14 @@ class BackupKeeper:
             else:
                 await self.backup.call(Backup.remove, order_id)
                 self._counted.pop(order_id, None)
+
+    async def everything(self, positions: Positions) -> tuple[list[Record], dict[bytes, bytes]]:
+        """All that a backup must hold."""
+        made = [await self._record(each) for each in positions.all() if matters(each)]
+        pieces: dict[bytes, bytes] = {}
+        for _, those in made:
+            pieces |= those
+        return [record for record, _ in made], pieces
 
     async def _record(
         self, position: Position, extra: tuple[Kept, ...] = (), blobs: Sequence[Blob] = ()

@@ -52,8 +52,6 @@ class Backup:
     clock: Clock
     entropy: Callable[[int], bytes]
     run_blocking: RunBlocking = trio.to_thread.run_sync
-    revealed: tuple[int, int] = (0, 0)
-    """How many receive and change scripts the wallet has given out, as far as is known."""
     strange: dict[str, str] = field(factory=dict)
     """Files that cannot be read, with the reason. They are left alone."""
     _heads: dict[bytes, Head] = field(factory=dict)
@@ -105,7 +103,7 @@ class Backup:
     def _contents(self, records: Iterable[Record], pieces: dict[bytes, bytes]) -> Contents:
         records = tuple(records)
         versions = {record.order_id: len(record.events) for record in records}
-        head = Head(self.owner.network, self.owner.role, self.clock.now(), self.revealed, versions)
+        head = Head(self.owner.network, self.owner.role, self.clock.now(), versions)
         return Contents(head, records, pieces)
 
     def _open(self) -> None:
@@ -122,10 +120,6 @@ class Backup:
             for order_id in head.versions:
                 if name == self.seal.name(order_id):  # not what somebody put there with all positions
                     self._heads[order_id], self._sizes[order_id] = head, len(data)
-            self.revealed = (
-                max(self.revealed[0], head.revealed[0]),
-                max(self.revealed[1], head.revealed[1]),
-            )
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ from node.position.book import Positions
 from node.position.commands import Command, RefusedCommand, force_close, override_recovery
 from node.position.state import Position
 from node.wallet.interface import Wallet
+from node.web.backup_api import backup_router
 from node.web.health_api import health_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.views import position_view, quote_view
@@ -44,6 +45,7 @@ def node_routers(core: Core, rollover: Rollover | None = None) -> list[APIRouter
     return [
         health_router(core.supervisor, core.clock, warnings=warnings),
         oracle_router(core),
+        backup_router(core),
         _node_router(core, rollover),
     ]
 
