@@ -44,13 +44,13 @@ class ClockCheck:
     """Collects moments that others say it is now."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self.clock = clock
         self._heard: dict[str, deque[tuple[float, float]]] = {}
 
     def heard(self, source: str, moment: float) -> None:
         """`source` says that it is `moment` now, seconds since 1970."""
         samples = self._heard.setdefault(source, deque(maxlen=REMEMBERED))
-        samples.append((trio.current_time(), moment - self._clock.now()))
+        samples.append((trio.current_time(), moment - self.clock.now()))
 
     def listener(self, source: str) -> Callable[[float], None]:
         """`heard` for that source."""

@@ -5,24 +5,28 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 from attrs import frozen
 
+from node import prices as node_prices
 from node.backup.service import Backup
+from node.chain import electrum
 from node.chain.broadcast import Broadcaster
 from node.chain.electrum import ElectrumClient, run_electrum
-from node.chain.forward import Forwarder
 from node.chain.monitor import Monitor
+from node.chain.servers import Servers
 from node.clock import Clock
+from node.clock_check import EXCHANGE, ORACLE, ClockCheck
 from node.config import NodeConfig
 from node.eventstore.interface import EventStore
 from node.network.address import Identity
 from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
-from node.networks import NETWORKS
+from node.networks import NETWORKS, Network
+from node.oracle import client as oracle_client
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
 from node.oracle.contradictions import OracleWatch
 from node.oracle.records import Announcements
@@ -36,8 +40,9 @@ from node.prices import Feed, Feeds
 from node.seams import MACHINE, Seams
 from node.setup import SetupNode
 from node.supervision import Service, Supervisor
-from node.wallet.interface import Wallet, run_wallet
+from node.wallet.interface import PATIENCE, Wallet, run_wallet
 from node.wallet.seed import Seed
+from node.wallet.service import bdk_wallet, next_tips
 from node.workers import in_worker_process, keep_warm
 from protocols import identify, ping
 from protocols.dialogue import Dialogue
@@ -67,6 +72,7 @@ class Core:
     backup: Service[Backup]
     positions: Service[Positions]
     oracle: Service[OracleClient]
+    clocks: ClockCheck
     feeds: Mapping[str, Feed]
     """Of every symbol."""
     endpoint: Service[Endpoint]
@@ -101,14 +107,16 @@ def build(
 
         supervisor.service("api", run_web)
     store = supervisor.service("store", seams.run_store(config, clock))
-    chain = supervisor.service("chain", partial(run_electrum, seams.electrum(config), network, clock=clock))
+    clocks = ClockCheck(clock)
+    chain = _chain(supervisor, seams.electrum(config), network, clock)
     monitor, broadcaster = Monitor(), Broadcaster(clock)
     supervisor.service("chain-monitor", partial(chain.call, monitor.run), [chain])
     supervisor.service("broadcaster", partial(chain.call, broadcaster.run), [chain])
     if seams.wallet is None:
-        wallet = _bdk_wallet(supervisor, config, clock, seed, chain)
+        file, later = config.data / "wallet.sqlite", partial(supervisor.__getitem__, "positions")
+        wallet = bdk_wallet(supervisor, file, seed, chain, network=network.name, clock=clock, positions=later)
     else:
-        wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain, [chain])
+        wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain)
     backup = supervisor.service("backup", seams.backup(config, seed, clock))
     positions = _positions(supervisor, store, backup)
     oracle_keys = OracleKeys(
@@ -123,7 +131,7 @@ def build(
         oracle_keys.scheme,
         config.symbols,
     )
-    oracle = _oracle(supervisor, clock, asked, store, seams.oracle)
+    oracle = _oracle(supervisor, clocks, asked, store, seams.oracle)
     core = Core(
         config=config,
         clock=clock,
@@ -135,7 +143,8 @@ def build(
         backup=backup,
         positions=positions,
         oracle=oracle,
-        feeds=_feeds(supervisor, config, clock) if seams.feeds is None else seams.feeds(clock),
+        clocks=clocks,
+        feeds=_feeds(supervisor, config, clocks) if seams.feeds is None else seams.feeds(clock),
         endpoint=_endpoint(supervisor, config, partial(seams.endpoint, identity), role),
         setup=SetupNode(
             clock=clock,
@@ -150,6 +159,7 @@ def build(
             compute=seams.compute,
         ),
     )
+    _watch_clock(core, network)
     _keep_contracts(core, seed, monitor)
     if seams.compute is in_worker_process:
         supervisor.service("workers", keep_warm)
@@ -159,41 +169,33 @@ def build(
 # --- services, each with what runs it ---------------------------------------------------------------------------------
 
 
-def _bdk_wallet(
-    supervisor: Supervisor, config: NodeConfig, clock: Clock, seed: Seed, chain: Service[ElectrumClient]
-) -> Service[Wallet]:
-    """The wallet, and before it the Electrum endpoint that BDK dials."""
-    forwarder = Forwarder()
-    forward = supervisor.service("wallet-chain", partial(chain.call, forwarder.run), [chain])
+def _chain(supervisor: Supervisor, servers: Servers, network: Network, clock: Clock) -> Service[ElectrumClient]:
+    async def run(*, task_status: trio.TaskStatus[ElectrumClient]) -> None:
+        await run_electrum(servers, network, clock=clock, report=chain, task_status=task_status)
 
-    async def bdk(_: ElectrumClient) -> Wallet:
-        from node.wallet.bdk import BdkWallet
-
-        wallet_file = config.data / "wallet.sqlite"
-        return await BdkWallet.open(
-            seed, config.network, wallet_file, lambda: f"127.0.0.1:{forwarder.port}", clock=clock
-        )
-
-    return _wallet(supervisor, bdk, chain, [chain, forward])
+    chain = supervisor.service("chain", run, patience=electrum.PATIENCE)
+    return chain
 
 
 def _wallet(
     supervisor: Supervisor,
     open_wallet: Callable[[ElectrumClient], Awaitable[Wallet]],
     chain: Service[ElectrumClient],
-    needs: Sequence[Service[Any]],
 ) -> Service[Wallet]:
     async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
         with chain.lent() as client:
             opened = await open_wallet(client)
-            async with trio.open_nursery() as nursery:
-                task_status.started(await nursery.start(partial(run_wallet, opened, report=wallet)))
-                async for _ in client.tips():
-                    await opened.sync()
-                    wallet.fresh()
+            await run_wallet(opened, news=next_tips(chain), report=wallet, task_status=task_status)
 
-    wallet = supervisor.service("wallet", run, needs)
+    wallet = supervisor.service("wallet", run, [chain], patience=PATIENCE)
     return wallet
+
+
+def _watch_clock(core: Core, network: Network) -> None:
+    async def run(*, task_status: trio.TaskStatus[ClockCheck]) -> None:
+        await core.clocks.run(core.chain, network, report=clock, task_status=task_status)
+
+    clock = core.supervisor.service("clock", run, patience=PATIENCE)
 
 
 def _positions(supervisor: Supervisor, store: Service[EventStore], backup: Service[Backup]) -> Service[Positions]:
@@ -206,30 +208,37 @@ def _positions(supervisor: Supervisor, store: Service[EventStore], backup: Servi
 
 def _oracle(
     supervisor: Supervisor,
-    clock: Clock,
+    clocks: ClockCheck,
     asked: OracleConfig,
     store: Service[EventStore],
     transport: httpx2.AsyncBaseTransport | None,
 ) -> Service[OracleClient]:
 
     async def run(*, task_status: trio.TaskStatus[OracleClient]) -> None:
-        kept = Announcements(store)
-        await run_oracle(asked, clock=clock, store=kept, report=oracle, transport=transport, task_status=task_status)
+        await run_oracle(
+            asked,
+            clock=clocks.clock,
+            store=Announcements(store),
+            report=oracle,
+            heard=clocks.listener(ORACLE),
+            transport=transport,
+            task_status=task_status,
+        )
 
-    oracle = supervisor.service("oracle", run, [store])
+    oracle = supervisor.service("oracle", run, [store], patience=oracle_client.PATIENCE)
     return oracle
 
 
-def _feeds(supervisor: Supervisor, config: NodeConfig, clock: Clock) -> Feeds:
+def _feeds(supervisor: Supervisor, config: NodeConfig, clocks: ClockCheck) -> Feeds:
     """The quotes that the node goes by; there never is one when no exchange is configured."""
     if config.prices is None:
-        return Feeds(None, clock)
-    feeds = Feeds(config.prices.url, clock, config.symbols, stale_after=config.prices.stale_after)
+        return Feeds(None, clocks.clock)
+    feeds = Feeds(config.prices.url, clocks.clock, config.symbols, stale_after=config.prices.stale_after)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        await feeds.run(report=prices, task_status=task_status)
+        await feeds.run(report=prices, heard=clocks.listener(EXCHANGE), task_status=task_status)
 
-    prices = supervisor.service("prices", run)
+    prices = supervisor.service("prices", run, patience=node_prices.PATIENCE)
     return feeds
 
 

@@ -48,6 +48,9 @@ SILENCE = 5.0
 """Seconds after which the exchange is asked for a sign of life, and that it then has to give one."""
 CONNECT_WITHIN = 15.0
 """Seconds from dialling to the confirmed subscription."""
+PATIENCE = 60.0
+"""Seconds in which a connection brings a message, or ends."""
+REMEDY = "check the network, the exchange's address and this machine's clock; quotes come back by themselves"
 MAX_MESSAGE = 256 * 1024
 """Bytes; two thousand rows."""
 
@@ -162,6 +165,7 @@ class Feeds(Mapping[str, Feed]):
         self._refusals: dict[str, str] = {}
         """Why the last rows of a symbol, or rows of none (""), gave no quote."""
         self._told: str | None = None
+        self._tell_time: Callable[[float], object] = lambda _: None
 
     def __getitem__(self, symbol: str) -> Feed:
         return self._feeds[symbol]
@@ -173,13 +177,18 @@ class Feeds(Mapping[str, Feed]):
         return len(self._feeds)
 
     async def run(
-        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        *,
+        report: Report = UNREPORTED,
+        heard: Callable[[float], object] = lambda _: None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Take quotes from one connection until it ends: `WorldError`, maybe in a group. Started once subscribed.
 
         A connection that for twice the time in which a quote grows stale does not bring a good one of every symbol is
-        given up, too: a new one may.
+        given up, too: a new one may. `heard` is told the exchange's time of each quote that is new.
         """
+        self._tell_time = heard
         assert self.url is not None
         parts = urlsplit(self.url)
         self._told, self._refusals = None, {}
@@ -241,6 +250,7 @@ class Feeds(Mapping[str, Feed]):
     def _heard(self, message: str | bytes, report: Report) -> str:
         """Take in one message; returns the topic whose subscription it confirms, or "". Raises WorldError if it is
         none."""
+        report.beat()
         if message == "pong":
             return ""
         try:
@@ -252,10 +262,10 @@ class Feeds(Mapping[str, Feed]):
         if "error" in said:
             raise self._lost(f"refused the subscription: {_shown(said['error'])}")
         if said.get("table") == "quote" and said.get("action") in ("partial", "insert"):
-            self._take(said.get("data"), report)
+            self._take(said.get("data"), report, new=said["action"] == "insert")
         return str(said.get("subscribe", "")) if said.get("success") is True else ""
 
-    def _take(self, rows: object, report: Report) -> None:
+    def _take(self, rows: object, report: Report, *, new: bool) -> None:
         """The last row of a symbol becomes its quote, or the reason why there is no new one."""
         try:
             last = last_rows(rows, self._served)
@@ -266,6 +276,8 @@ class Feeds(Mapping[str, Feed]):
         for symbol, row in last.items():
             feed = self[symbol]
             try:
+                if new:  # also of a quote that is refused because of its time
+                    self._tell_time(_timestamp(row))
                 feed.take(read_quote(row, symbol, feed.quote, self._clock.now()))
             except BadQuote as error:
                 self._refusals.setdefault(symbol, f"the exchange's quote is refused: {error}")
@@ -284,7 +296,7 @@ class Feeds(Mapping[str, Feed]):
             self._told = told
             if told:
                 _log.info("price_feed", reason=told)
-                report.degraded(told)
+                report.degraded(told, REMEDY)
             else:
                 report.recovered()
 

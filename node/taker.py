@@ -132,7 +132,10 @@ class Taker:
         self.schedule.wake()
 
         async def arrived(ask: OffersArrived) -> None:
-            first = link.offers_at == 0.0
+            first, known = link.offers_at == 0.0, {offer.id for offer in link.offers}
+            for offer in () if first else ask.offers:  # the first ones have stood for as long as they have
+                if offer.id not in known:
+                    self.core.clocks.heard(f"maker {address.peer.short}", offer.created + 0.5)
             link.offers, link.offers_at = ask.offers, self.core.clock.now()
             if first:
                 task_status.started(link)

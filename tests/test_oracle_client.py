@@ -1,7 +1,7 @@
 """The oracle client: what it believes, keeps and reports, and when it asks."""
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,9 @@ class MemoryStore:
 class Reports(list[str | None]):
     """What was reported: a reason, or None when all was well again."""
 
-    def degraded(self, reason: str) -> None:
+    def beat(self) -> None: ...
+
+    def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
         self.append(reason)
 
     def recovered(self) -> None:

@@ -82,7 +82,9 @@ class Told:
         self.said: list[str] = []
         self.fresh_at: list[float] = []
 
-    def degraded(self, reason: str) -> None:
+    def beat(self) -> None: ...
+
+    def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
         self.said.append(reason)
 
     def recovered(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -100,8 +100,10 @@ class _ReportTo:
     supervisor: Supervisor
     name: str
 
-    def degraded(self, reason: str) -> None:
-        self.supervisor[self.name].degraded(reason)
+    def beat(self) -> None: ...
+
+    def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
+        self.supervisor[self.name].degraded(reason, remedy, repairs)
 
     def recovered(self) -> None:
         self.supervisor[self.name].recovered()

@@ -16,6 +16,7 @@ import trio
 from attrs import frozen
 
 from node.clock import Clock
+from node.clock_check import date_of
 from node.errors import Conflict, NotFound
 from node.health import UNREPORTED, Report
 from node.oracle.records import Kind
@@ -37,6 +38,12 @@ TIMEOUT = 10.0
 HOUR = 3600
 AHEAD = 24
 """Hours ahead whose announcement `run_oracle` looks for: the next contract will settle there."""
+PATIENCE = 300.0
+"""Seconds in which it has looked ahead once more."""
+UNREACHED = (
+    "check the network, and the oracle's address and keys in the configuration; the node asks again by itself, running"
+    " contracts can be closed by both sides or by force, and settle once the oracle speaks, or by their refund"
+)
 REMEDY = (
     "no contract is set up or rolled over with this oracle any more; close the positions that name it, show the proof "
     "to the peers, and name another oracle in the configuration"
@@ -85,7 +92,10 @@ class OracleClient:
         clock: Clock,
         store: OracleRecords,
         report: Report = UNREPORTED,
+        heard: Callable[[float], object] = lambda _: None,
     ) -> None:
+        """`heard` is told what time it is at the oracle, seconds since 1970, as its answers say."""
+        self._heard = heard
         self._config = config
         self._scheme: Scheme = scheme_named(config.scheme)
         self._http = http
@@ -219,6 +229,7 @@ class OracleClient:
                     await self.announcement(self._scheme.event_id(symbol, time))
                 except WorldError as error:
                     self._tell(error.sentence)
+                self._report.beat()
             await trio.sleep(max(0.2, min(60.0, self._clock.hour / 2)))
 
     async def _ask(self, announcement: Announcement) -> Attestation | None:
@@ -292,6 +303,8 @@ class OracleClient:
         try:
             with trio.fail_after(TIMEOUT):
                 async with self._http.stream("GET", self._config.url + self._scheme.path(event)) as response:
+                    if (moment := date_of(response.headers)) is not None:
+                        self._heard(moment)
                     if response.status_code == 404:
                         raise WorldError("unknown_event", f"{self._where()} has not announced {event}")
                     if response.status_code != 200:
@@ -342,7 +355,7 @@ class OracleClient:
         if reason is None:
             self._report.recovered()
         else:
-            self._report.degraded(reason)
+            self._report.degraded(reason, UNREACHED if found is None else REMEDY)
 
 
 async def ask_of_each(
@@ -374,6 +387,7 @@ async def run_oracle(
     clock: Clock,
     store: OracleRecords,
     report: Report = UNREPORTED,
+    heard: Callable[[float], object] = lambda _: None,
     transport: httpx2.AsyncBaseTransport | None = None,
     task_status: trio.TaskStatus[OracleClient] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -382,7 +396,7 @@ async def run_oracle(
     # no compression: 64 kB are to be 64 kB; and a proxy is named in the configuration or there is none
     headers = {"accept-encoding": "identity", "user-agent": "cfdnode"}
     async with httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=False, transport=transport) as http:
-        oracle = OracleClient(config, http, clock=clock, store=store, report=report)
+        oracle = OracleClient(config, http, clock=clock, store=store, report=report, heard=heard)
         await oracle.load()
         task_status.started(oracle)
         await oracle.look_ahead()

@@ -14,6 +14,7 @@ from node.chain.chainsync import Tip
 from node.chain.electrum import ElectrumClient
 from node.chain.forward import Forwarder
 from node.clock import Clock
+from node.errors import Disconnected
 from node.health import UP
 from node.position.book import Positions
 from node.supervision import Repair, Service, Supervisor
@@ -40,6 +41,11 @@ def bdk_wallet(
     forward = supervisor.service("wallet-chain", partial(chain.call, forwarder.run), [chain])
     rebuilding = False
 
+    def endpoint() -> str:
+        if not forward.health.up:
+            raise Disconnected(chain.name, chain.health.reason or f"{forward.name} is {forward.state.value}")
+        return f"127.0.0.1:{forwarder.port}"
+
     async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
         nonlocal rebuilding
         from node.wallet.bdk import BdkWallet, move_aside
@@ -48,7 +54,7 @@ def bdk_wallet(
             aside = await trio.to_thread.run_sync(move_aside, path, int(clock.now()))
             _log.warning("the wallet's database was moved aside at the user's word", to=str(aside))
             rebuilding = False
-        opened = await BdkWallet.open(seed, network, path, lambda: f"127.0.0.1:{forwarder.port}", clock=clock)
+        opened = await BdkWallet.open(seed, network, path, endpoint, clock=clock)
         if opened.aside is not None:
             _log.warning("the wallet's database could not be read and is rebuilt from the seed", kept=str(opened.aside))
         async with trio.open_nursery() as nursery:
