@@ -83,13 +83,14 @@ class BackupKeeper:
         """
         if not any(isinstance(event, BINDING) for event in events):
             return
-        if not matters(reduce(evolve, events, position)):
+        after = reduce(evolve, events, position)
+        if not matters(after):
             return
         try:
             with self.backup.lent() as backup:
                 now = backup.clock.now()
             extra = tuple(Kept(each.name, each.version, each.data, now) for each in new)
-            record, pieces = await self._record(position, extra, blobs)
+            record, pieces = await self._record(after, extra, blobs)
             await self.backup.call(Backup.write, record, pieces)
         except Disconnected as error:
             # not of the positions' own store: nothing was written, and whoever asked may ask again

@@ -21,7 +21,7 @@ from node.backup.format import SUFFIX, BadBackup, Contents, Head, Kept, Record, 
 from node.backup.keeping import matters, stream_of
 from node.backup.service import write_new
 from node.eventstore.codec import BadEvent
-from node.eventstore.interface import Blob, NewEvent, Recorded
+from node.eventstore.interface import Backend, Blob, NewEvent, Recorded
 from node.eventstore.sqlite import SqliteBackend
 from node.position.commands import recover
 from node.position.events import CODEC, signatures_blob
@@ -69,6 +69,11 @@ def read_backup(place: Path, seed: bytes, *, skip_damaged: bool = False) -> Foun
         raise LocalError("no_backup", f"{place}: {error.strerror or error}") from None
     if not files:
         raise LocalError("no_backup", f"{place}: there is no file of a backup in it")
+    return put_together(files, str(place), seed, skip_damaged=skip_damaged)
+
+
+def put_together(files: Mapping[str, bytes], place: str, seed: bytes, *, skip_damaged: bool = False) -> Found:
+    """What these files hold, by name; as `read_backup`."""
     good: list[Contents] = []
     damaged: dict[str, str] = {}
     foreign = 0
@@ -129,7 +134,14 @@ def restore_into(
     made = store.with_name(store.name + RESTORING)
     _remove(made)
     try:
-        _write(made, found)
+        now = 0.0
+
+        def at(moment: float) -> None:
+            nonlocal now
+            now = moment
+
+        with contextlib.closing(SqliteBackend(made, lambda: now)) as backend:
+            write_records(backend, found, at)
         if store.exists() and aside is not None:
             aside(store)
         os.replace(made, store)
@@ -141,36 +153,31 @@ def restore_into(
     return Restored(tuple(sorted(found.records)), newest, found.damaged)
 
 
-def _write(path: Path, found: Found) -> None:
-    now = 0.0
-    backend = SqliteBackend(path, lambda: now)
+def write_records(backend: Backend, found: Found, at: Callable[[float], None]) -> None:
+    """Into an empty store, whose clock `at` sets to when each event was recorded."""
 
-    def append(stream: str, version: int, new: NewEvent, at: float) -> None:
-        nonlocal now
-        now = at
+    def append(stream: str, version: int, new: NewEvent, recorded_at: float) -> None:
+        at(recorded_at)
         backend.append(stream, version, [new], None)
 
-    try:
-        for order_id, (record, made_at) in sorted(found.records.items()):
-            stream = stream_of(order_id)
-            blobs = tuple(Blob(kind, data) for kind, data in record.blobs.items())
-            writes = [
-                partial(
-                    append,
-                    stream,
-                    version,
-                    NewEvent(kept.name, kept.version, kept.data, () if version else blobs),
-                    kept.recorded_at,
-                )
-                for version, kept in enumerate(record.events)
-            ]
-            when = datetime.fromtimestamp(made_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            for event in recover(f"restored from a backup of {when}")(_replayed(record)):
-                writes.append(partial(append, stream, len(record.events), CODEC.encode(event), time.time()))
-            for result in backend.write(writes):
-                result.unwrap()
-    finally:
-        backend.close()
+    for order_id, (record, made_at) in sorted(found.records.items()):
+        stream = stream_of(order_id)
+        blobs = tuple(Blob(kind, data) for kind, data in record.blobs.items())
+        writes = [
+            partial(
+                append,
+                stream,
+                version,
+                NewEvent(kept.name, kept.version, kept.data, () if version else blobs),
+                kept.recorded_at,
+            )
+            for version, kept in enumerate(record.events)
+        ]
+        when = datetime.fromtimestamp(made_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        for event in recover(f"restored from a backup of {when}")(_replayed(record)):
+            writes.append(partial(append, stream, len(record.events), CODEC.encode(event), time.time()))
+        for result in backend.write(writes):
+            result.unwrap()
 
 
 def _replayed(record: Record) -> Position:
