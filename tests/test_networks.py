@@ -21,6 +21,7 @@ from node.wallet.address import to_address, to_script
 from node.wallet.bdk import BdkWallet
 from node.wallet.bip86 import RECEIVE, Account
 from node.wallet.seed import Seed
+from node.web.node_api import SAME_DISK
 from node.web.sockets import bind_api
 from protocols import identify
 from protocols.contract.terms import REGTEST_TIMELOCKS, Timelocks
@@ -278,13 +279,14 @@ async def test_mainnet_says_aloud_that_the_software_is_young(
 ) -> None:
     config = written("mainnet", "127.0.0.1:1", "localhost:1")
     async with taker_on(config, tmp_path / "data") as node:
-        (warning,) = (await node.get("/health"))["warnings"]
+        warning, same_disk = (await node.get("/health"))["warnings"]
+        assert same_disk == SAME_DISK
         assert warning == NETWORKS["mainnet"].warning
         assert warning in capsys.readouterr().out  # the log
         await trio.to_thread.run_sync(cli.main, ["health", "--data", str(tmp_path / "data")])
-        assert f"{warning}\napi " in capsys.readouterr().out
+        assert f"{warning}\n{same_disk}\napi " in capsys.readouterr().out
     async with taker_on(written("signet", "127.0.0.1:1"), tmp_path / "other") as node:
-        assert (await node.get("/health"))["warnings"] == []
+        assert (await node.get("/health"))["warnings"] == [SAME_DISK]
 
 
 async def test_a_maker_on_another_network_is_named(written: Any, tmp_path: Path) -> None:

@@ -121,6 +121,18 @@ def write_whole(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
+def on_one_disk(first: Path, second: Path) -> bool:
+    """Whether both paths, or the folders in which they will be made, are on one file system."""
+    return _device(first) == _device(second)
+
+
+def _device(path: Path) -> int | None:
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return folder.stat().st_dev
+    return None
+
+
 def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:

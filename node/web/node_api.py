@@ -8,16 +8,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from node.backup.files import on_one_disk
 from node.chain.broadcast import Attempt
 from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
-from node.networks import NETWORKS
 from node.position.book import Positions
 from node.position.commands import Command, RefusedCommand, force_close, override_recovery
 from node.position.state import Position
+from node.projections import Projections
 from node.wallet.interface import Wallet
 from node.web.backup_api import backup_router
+from node.web.feed_api import feed_router
 from node.web.health_api import health_router
+from node.web.metrics_api import metrics_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.views import position_view, quote_view
 
@@ -26,6 +29,9 @@ OVERRIDE_RISK = (
 )
 
 HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="16 bytes in hex")]
+
+
+SAME_DISK = "the backup lies on the same disk as the data; give [backup] path"
 
 
 class OverrideIn(BaseModel):
@@ -39,25 +45,35 @@ class OverrideIn(BaseModel):
 Rollover = Callable[[Position], dict[str, Any]]
 
 
-def node_routers(core: Core, rollover: Rollover | None = None) -> list[APIRouter]:
+def node_routers(core: Core, projections: Projections, rollover: Rollover | None = None) -> list[APIRouter]:
     """The routes that makers and takers share; `rollover` says of a position when it will be rolled over."""
-    warnings = [warning] if (warning := NETWORKS[core.config.network].warning) else []
+    config = core.config
+    warnings = list(core.warnings)
+    if config.network != "regtest" and on_one_disk(config.backup_folder, config.data):
+        warnings.append(SAME_DISK)
     return [
         health_router(core.supervisor, core.clock, warnings=warnings),
         oracle_router(core),
         backup_router(core),
-        _node_router(core, rollover),
+        feed_router(core, projections.board),
+        metrics_router(core, projections),
+        _node_router(core, projections, rollover),
     ]
 
 
-def _node_router(core: Core, rollover: Rollover | None) -> APIRouter:
+def show(core: Core, rollover: Rollover | None, position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
+    """A position as the API shows it."""
+    view = position_view(position, broadcasts)
+    if rollover is not None and view["rollover"] is not None:
+        view["rollover"] |= rollover(position)
+    return {**view, "oracle_contradicted": oracle_contradicted(core, position)}
+
+
+def _node_router(core: Core, projections: Projections, rollover: Rollover | None) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
 
     def shown(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
-        view = position_view(position, broadcasts)
-        if rollover is not None and view["rollover"] is not None:
-            view["rollover"] |= rollover(position)
-        return {**view, "oracle_contradicted": oracle_contradicted(core, position)}
+        return show(core, rollover, position, broadcasts)
 
     @router.get("/node")
     async def node() -> dict[str, Any]:
@@ -77,21 +93,8 @@ def _node_router(core: Core, rollover: Rollover | None) -> APIRouter:
 
     @router.get("/wallet")
     async def wallet() -> dict[str, Any]:
-        """The balance in satoshis, with the moment that it is of."""
-        balance = await core.wallet.call(Wallet.balance)
-        coins = await core.wallet.call(Wallet.coins)
-        with core.positions.lent() as positions:
-            reserved = positions.reserved()
-            locked = sum(position.own_margin_at_risk for position in positions.all() if position.lock is not None)
-        return {
-            "confirmed": balance.confirmed,
-            "pending": balance.pending,
-            "reserved": sum(coin.value for coin in coins if coin.outpoint in reserved),
-            "margin_locked": locked,
-            "kept_for_fees": core.setup.kept_for_fees(),
-            "as_of": balance.as_of,
-            "height": balance.height,
-        }
+        """The balance in satoshis, with the moment that it is of; the last known one while a part is down."""
+        return projections.wallet_view(await projections.money.read())
 
     @router.post("/wallet/addresses", status_code=201)
     async def new_address() -> dict[str, str]:
@@ -100,19 +103,23 @@ def _node_router(core: Core, rollover: Rollover | None) -> APIRouter:
 
     @router.get("/positions")
     async def list_positions() -> list[dict[str, Any]]:
-        """All of them, the newest last."""
+        """All of them, the newest last; as they were last known while the record of them is down."""
         broadcasts = dict(core.broadcaster.status())
-        with core.positions.lent() as positions:
-            placed = sorted(positions.all(), key=lambda position: position.placed_at)
-        return [shown(position, broadcasts) for position in placed]
+        known = await projections.positions.read()
+        age = known.age(core.clock.now())
+        return [
+            {**shown(position, broadcasts), **age}
+            for position in sorted(known.value, key=lambda position: position.placed_at)
+        ]
 
     @router.get("/positions/{order_id}")
     async def one_position(order_id: HexId) -> dict[str, Any]:
-        with core.positions.lent() as positions:
-            position = positions.get(bytes.fromhex(order_id))
+        known = await projections.positions.read()
+        wanted = bytes.fromhex(order_id)
+        position = next((each for each in known.value if each.id == wanted), None)
         if position is None:
             raise NotFound("no_such_position", f"there is no position {order_id}")
-        return shown(position, dict(core.broadcaster.status()))
+        return {**shown(position, dict(core.broadcaster.status())), **known.age(core.clock.now())}
 
     @router.post("/positions/{order_id}/force-close", status_code=202)
     async def force_close_position(order_id: HexId) -> dict[str, Any]:
