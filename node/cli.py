@@ -2,10 +2,11 @@
 
 import http.client
 import json
+import os
 import re
 import signal
-import socket
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ Settings = TypeVar("Settings", bound="NodeConfig")
 BAD_INPUT = 2
 """Also when the node that is asked cannot be reached."""
 UNHEALTHY = 1
+LAST_CALL = 8.0
+"""Seconds after the signal to end at which the process ends, whatever hangs: what matters is on disk."""
 
 app = typer.Typer(
     name="cfdnode",
@@ -101,9 +104,7 @@ def maker(
     }
     settings = load(MakerConfig, paths=config or (), flags=flags)
     _refuse_if_in_use(settings.data)
-    from node.maker import run as run_maker
-
-    _serve(settings, run_maker)
+    _serve(settings, "node.maker")
 
 
 @app.command()
@@ -140,9 +141,7 @@ def taker(
     }
     settings = load(TakerConfig, paths=config or (), flags=flags)
     _refuse_if_in_use(settings.data)
-    from node.taker import run as run_taker
-
-    _serve(settings, run_taker)
+    _serve(settings, "node.taker")
 
 
 @app.command()
@@ -396,13 +395,14 @@ def _set_up_logs(level: str, style: str) -> None:
     configure(level, style)
 
 
-def _serve(settings: Settings, run_node: Callable[[Settings, socket.socket], Awaitable[None]]) -> None:
+def _serve(settings: "NodeConfig", module: str) -> None:
     """Run a node with the API's socket, which is bound before anything else begins."""
+    from node.start import run_node
     from node.web.sockets import bind_api
 
     with bind_api(settings.api) as api_socket:
         _set_up_logs(settings.log.level, settings.log.format)
-        _until_told_to_end(partial(run_node, settings, api_socket))
+        _until_told_to_end(partial(run_node, module, settings, api_socket))
 
 
 def _until_told_to_end(main_task: Callable[[], Awaitable[object]]) -> None:
@@ -420,6 +420,9 @@ def _until_told_to_end(main_task: Callable[[], Awaitable[object]]) -> None:
                     task_status.started()
                     async for _ in signals:
                         break
+                last_call = threading.Timer(LAST_CALL, os._exit, [1])  # a thread that hangs cannot be ended
+                last_call.daemon = True
+                last_call.start()
                 nursery.cancel_scope.cancel("told to end")
 
             await nursery.start(watch)

@@ -39,6 +39,7 @@ from node.position.punishing import Punisher
 from node.prices import Feed, Feeds
 from node.seams import MACHINE, Seams
 from node.setup import SetupNode
+from node.start import Stage
 from node.supervision import Service, Supervisor
 from node.wallet.interface import PATIENCE, Wallet, run_wallet
 from node.wallet.seed import Seed
@@ -77,35 +78,41 @@ class Core:
     """Of every symbol."""
     endpoint: Service[Endpoint]
     setup: SetupNode
+    warnings: Sequence[str]
+    """What the user must know although no service is unwell."""
 
 
 Routers = Callable[[Core], "Sequence[APIRouter]"]
 
 
 def build(
-    config: NodeConfig, api_socket: socket.socket | None, role: PeerRole, routers: Routers, seams: Seams = MACHINE
+    config: NodeConfig,
+    api_socket: socket.socket | None,
+    role: PeerRole,
+    routers: Routers,
+    seams: Seams = MACHINE,
+    *,
+    stage: Stage | None = None,
 ) -> Core:
-    """The node, not yet running; without a socket it serves no API.
+    """The node, not yet running; without a socket it serves no API. With a `stage` it is built behind that one, whose
+    services are running, and which its caller lets the routers in to.
 
     Raises LocalError when the seed or the data directory cannot be used.
     """
-    seed = seams.open_data(config)
+    core: Core
+    if stage is None:
+        clock = seams.clock(config)
+        stage = Stage(Supervisor(clock=clock, jitter=seams.jitter, raise_bugs=seams.raise_bugs), clock)
+        stage.seed = seams.open_data(config)
+        if api_socket is not None:
+            stage.serve(config, api_socket, lambda: routers(core))
+    seed, clock, supervisor = stage.seed, stage.clock, stage.supervisor
+    assert seed is not None, "the data directory is open"
     network = NETWORKS[config.network]
     if network.warning:
         log.warning(network.warning, network=network.name)
-    clock = seams.clock(config)
+        stage.warnings.append(network.warning)
     identity = Identity(seed.node_identity())
-    supervisor = Supervisor(clock=clock, jitter=seams.jitter, raise_bugs=seams.raise_bugs)
-    core: Core
-    if api_socket is not None:
-        api_at = api_socket
-
-        async def run_web(*, task_status: trio.TaskStatus[None]) -> None:
-            from node.web.server import run_api
-
-            await run_api(config.data, api_at, routers(core), task_status=task_status)
-
-        supervisor.service("api", run_web)
     store = supervisor.service("store", seams.run_store(config, clock))
     clocks = ClockCheck(clock)
     chain = _chain(supervisor, seams.electrum(config), network, clock)
@@ -158,6 +165,7 @@ def build(
             entropy=seams.entropy,
             compute=seams.compute,
         ),
+        warnings=stage.warnings,
     )
     _watch_clock(core, network)
     _keep_contracts(core, seed, monitor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -13,6 +14,7 @@ from bitcoin.core import CTransaction
 from node.config import MakerConfig
 from node.core import Core, build
 from node.desk import Desk
+from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress
 from node.network.connection import Connection
 from node.network.conversation import Host, answering, converse, speak
@@ -22,14 +24,15 @@ from node.network.substream import Substream
 from node.offers import OfferBoard
 from node.oracle.client import OracleClient
 from node.position.state import Position
+from node.projections import Projections
 from node.quoting import Quoting
 from node.rollover import RolloverNode
 from node.seams import MACHINE, Seams
 from node.settlement import SettlementNode
 from node.setup import Setup
 from node.shared import SharedNode
+from node.start import Stage
 from node.supervision import Service
-from node.web.sockets import url_of
 from protocols import contract_setup, identify, offers, positions, rollover, settlement
 from protocols.codec import Rejected
 from protocols.contract.terms import Role
@@ -46,6 +49,9 @@ GREETINGS_PER_PEER, GREETINGS = 2, 256
 ROLLOVERS_PER_PEER, ROLLOVERS = 16, 256
 SETTLEMENTS_PER_PEER, SETTLEMENTS = 32, 256
 """The same; these hold nothing."""
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 log = structlog.get_logger("maker")
 
@@ -68,21 +74,35 @@ class Maker:
     _settlements: Room = field(init=False, factory=partial(Room, "settlements", SETTLEMENTS_PER_PEER, SETTLEMENTS))
 
     @classmethod
-    def build(cls, config: MakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Maker:
+    def build(
+        cls, config: MakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE, stage: Stage | None = None
+    ) -> Maker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
         from node.web.close_api import maker_close_router
         from node.web.desk_api import desk_router
         from node.web.maker_api import maker_router
-        from node.web.node_api import node_routers
+        from node.web.node_api import node_routers, show
+        from node.web.views import offer_view
 
         maker: Maker
-        policy = config.make_policy()
+        projections: Projections
+        policy, measured = config.make_policy(), Measured()
+
+        def routers(core: Core) -> list[APIRouter]:
+            return [
+                *node_routers(core, projections, measured),
+                maker_router(maker),
+                desk_router(desk, policy),
+                maker_close_router(),
+            ]
+
         core = build(
             config,
             api_socket,
             PeerRole.MAKER,
-            lambda core: [*node_routers(core), maker_router(maker), desk_router(desk, policy), maker_close_router()],
+            routers,
             seams,
+            stage=stage,
         )
         desk = Desk(policy, core.feeds, core.clock, core.setup.entropy)
         board = OfferBoard(core.clock)
@@ -103,6 +123,16 @@ class Maker:
         maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
         core.supervisor.service("visitors", maker._meet, [core.endpoint])
         core.supervisor.service("oracle-trust", maker._withdraw, [core.oracle])
+        projections = Projections(
+            core,
+            lambda: {offer.id.hex(): offer_view(offer) for offer in board.standing()},
+            lambda position: show(core, None, position, dict(core.broadcaster.status())),
+        )
+        if api_socket is not None or stage is not None:
+            projections.serve()
+            serve_metrics(core, measured)
+        if stage is not None and stage.door is not None:
+            stage.door.let_in(routers(core))
         return maker
 
     @property
@@ -235,14 +265,7 @@ class Maker:
                 log.info("settlement ended", code=error.code, reason=error.sentence, **told)
 
 
-async def run(config: MakerConfig, api_socket: socket.socket) -> None:
-    """Run a maker until cancelled."""
-    maker = Maker.build(config, api_socket)
-    log.info(
-        "maker",
-        identity=str(maker.core.identity.public),
-        network=config.network,
-        api=url_of(api_socket),
-        listen=str(config.listen),
-    )
-    await maker.core.supervisor.run()
+def build_behind(config: MakerConfig, stage: Stage) -> None:
+    """The second stage of a maker's start."""
+    maker = Maker.build(config, None, stage=stage)
+    log.info("maker", identity=str(maker.core.identity.public), network=config.network, listen=str(config.listen))

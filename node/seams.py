@@ -76,9 +76,12 @@ def _seed(config: NodeConfig) -> Seed:
     except LocalError as error:
         if error.code != "no_seed":
             raise
+    store = files.store_file(config.data)
+    if store.exists():
+        raise LocalError("seed_lost", f"{path}: the seed is gone, and {store.name} beside it holds what needs that one")
     seed = Seed.generate()
     seed.write(path)
-    log.info("made a new seed; write its words down", file=str(path))
+    log.warning("made a new seed; write its words down", file=str(path))
     return seed
 
 

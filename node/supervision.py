@@ -331,6 +331,7 @@ class Supervisor:
         self._raise_bugs = raise_bugs
         self._services: dict[str, Service[Any]] = {}
         self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
 
     def service(
         self,
@@ -341,12 +342,15 @@ class Supervisor:
         patience: float | None = None,
         repairs: Sequence[Repair] = (),
     ) -> Service[Api]:
-        """Add a service; all are added before `run`."""
+        """Add a service; one that is added while `run` runs is started behind the others."""
         if name in self._services:
             raise ValueError(f"two services named {name}")
         service = Service(name, run, needs, clock=self._clock, jitter=self._jitter, raise_bugs=self._raise_bugs)
         service._listeners.append(self._ring)
         self._services[name] = service
+        if self._nursery is not None:
+            self._nursery.start_soon(service.supervise, name=f"service {name}")
+            self._ring()
         return service
 
     @property
@@ -359,7 +363,8 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all services until cancelled; started when each has been begun, whatever became of it."""
         async with trio.open_nursery() as nursery:
-            for service in self.services:
+            present, self._nursery = self.services, nursery
+            for service in present:
                 nursery.start_soon(service.supervise, name=f"service {service.name}")
                 with trio.move_on_after(HEAD_START):
                     await service.until(*(set(State) - {State.STARTING}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -12,11 +13,13 @@ from attrs import Factory, define, field
 from node.config import TakerConfig
 from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
+from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress
 from node.network.connection import Connection
 from node.network.conversation import Host, speak
 from node.position.book import Positions
 from node.position.commands import place_order
+from node.projections import Projections
 from node.rollover import RolloverNode
 from node.schedule import Schedule
 from node.seams import MACHINE, Seams
@@ -24,8 +27,9 @@ from node.settlement import SettlementNode
 from node.settling import Proposed, Settler
 from node.setup import Setup
 from node.shared import SharedNode
+from node.start import Stage
 from node.supervision import Service, leaves
-from node.web.sockets import url_of
+from node.web.views import offer_view
 from protocols import contract_setup, identify, offers, ping, positions
 from protocols.contract.numbers import BadNumber, parse_tolerance
 from protocols.contract.terms import TOLERANCE_FAR, TOLERANCE_NEAR, Role
@@ -34,6 +38,9 @@ from protocols.errors import CodedError, LocalError, PeerGone, RemoteError, Worl
 from protocols.identify import PeerRole
 from protocols.offers import ID_LENGTH, Offer, OffersArrived
 from protocols.ping import Answered, NextNonce
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 log = structlog.get_logger("taker")
 
@@ -65,23 +72,38 @@ class Taker:
     connections: dict[bytes, Connection] = Factory(dict)
     """To makers, by identity, from the moment that they said who they are."""
     schedule: Schedule = field(init=False)
+    _offers: dict[bytes, tuple[tuple[Offer, ...], float]] = field(init=False, factory=dict)
+    """The last known of each maker, and when they arrived."""
     _trades: Service[trio.Nursery] = field(init=False)
     _rollovers: Service[trio.Nursery] = field(init=False)
 
     @classmethod
-    def build(cls, config: TakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE) -> Taker:
+    def build(
+        cls, config: TakerConfig, api_socket: socket.socket | None, seams: Seams = MACHINE, stage: Stage | None = None
+    ) -> Taker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
         from node.web.close_api import taker_close_router
-        from node.web.node_api import node_routers
+        from node.web.node_api import node_routers, show
         from node.web.taker_api import taker_router
 
         taker: Taker
+        projections: Projections
+        measured = Measured()
+
+        def routers(core: Core) -> list[APIRouter]:
+            return [
+                *node_routers(core, projections, measured, taker.schedule.view),
+                taker_router(taker),
+                taker_close_router(taker),
+            ]
+
         core = build(
             config,
             api_socket,
             PeerRole.TAKER,
-            lambda core: [*node_routers(core, taker.schedule.view), taker_router(taker), taker_close_router(taker)],
+            routers,
             seams,
+            stage=stage,
         )
         taker = cls(core, config)
         taker.schedule = Schedule(RolloverNode(core.setup, core.feeds), config.rollover, taker.connections.get)
@@ -95,7 +117,36 @@ class Taker:
         settling = SettlementNode(core.setup, config.cooperative_spend)
         taker.settler = Settler(settling, core.feeds, taker.links, config.close_band, config.close_if_oracle_lies)
         taker.settlements = core.supervisor.service("settlements", taker.settler.run, [core.positions])
+        projections = Projections(
+            core,
+            taker.offers_view,
+            lambda position: show(core, taker.schedule.view, position, dict(core.broadcaster.status())),
+        )
+        if api_socket is not None or stage is not None:
+            projections.serve()
+            serve_metrics(core, measured)
+        if stage is not None and stage.door is not None:
+            stage.door.let_in(routers(core))
         return taker
+
+    def offers_view(self) -> dict[str, dict[str, Any]]:
+        """The last known offers of every maker, by maker and id; stale when too old, or when the maker is gone."""
+        now = self.core.clock.now()
+        for identity, service in self.links.items():
+            if service.health.up:
+                with service.lent() as link:
+                    self._offers[identity] = link.offers, link.offers_at
+        return {
+            f"{identity.hex()}/{offer.id.hex()}": {
+                **offer_view(offer),
+                "maker": identity.hex(),
+                "as_of": as_of,
+                "stale": offer.stale(now) or not self.links[identity].health.up,
+                "reason": None if self.links[identity].health.up else self.links[identity].health.reason,
+            }
+            for identity, (offers, as_of) in self._offers.items()
+            for offer in offers
+        }
 
     # --- the link to a maker ------------------------------------------------------------------------------------------
 
@@ -275,8 +326,7 @@ async def _run_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         await trio.sleep_forever()
 
 
-async def run(config: TakerConfig, api_socket: socket.socket) -> None:
-    """Run a taker until cancelled."""
-    taker = Taker.build(config, api_socket)
-    log.info("taker", identity=str(taker.core.identity.public), network=config.network, api=url_of(api_socket))
-    await taker.core.supervisor.run()
+def build_behind(config: TakerConfig, stage: Stage) -> None:
+    """The second stage of a taker's start."""
+    taker = Taker.build(config, None, stage=stage)
+    log.info("taker", identity=str(taker.core.identity.public), network=config.network)

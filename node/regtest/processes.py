@@ -42,6 +42,10 @@ def end_in_order() -> None:
         signal.signal(number, interrupt)
 
 
+class Starting(Failed):
+    """The node answers, and is being built behind its API."""
+
+
 @define(eq=False)
 class Node:
     """One `cfdnode` process, which may be killed and started again on its data."""
@@ -89,6 +93,8 @@ class Node:
     async def call(self, method: str, path: str, body: object = None) -> Any:
         """The API's answer; Failed with the problem's sentence if it refuses."""
         response = await self.answer(method, path, body)
+        if response.status_code == 503 and response.json().get("code") == "starting":
+            raise Starting(f"{self.name}: {method} {path}: {response.json()['detail']}")
         if response.status_code >= 400:
             raise Failed(f"{self.name}: {method} {path}: {response.json().get('detail', response.text)}")
         return response.json()
@@ -108,7 +114,7 @@ class Node:
             try:
                 if await question():
                     return
-            except (httpx2.TransportError, FileNotFoundError):
+            except (httpx2.TransportError, FileNotFoundError, Starting):
                 pass  # not up yet
             await trio.sleep(0.1)
 

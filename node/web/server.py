@@ -4,7 +4,7 @@ import logging
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anycorn.config
 import anycorn.run
@@ -14,9 +14,13 @@ from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node import files
+from node.web.counted import Counted, Requests
 from node.web.problems import CrashGuard, add_problem_handlers
 from node.web.security import Gate, api_token
 from node.web.sockets import url_of
+
+if TYPE_CHECKING:
+    from node.web.door import Door
 
 
 def create_app(routers: Iterable[APIRouter], *, token: str, sockets: Sequence[socket.socket]) -> ASGIApp:
@@ -31,7 +35,8 @@ def create_app(routers: Iterable[APIRouter], *, token: str, sockets: Sequence[so
         app.include_router(router)
     ports = {listener.getsockname()[1] for listener in sockets}
     hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost") for port in ports}
-    return CrashGuard(Gate(app, token=token, hosts=hosts))
+    app.state.requests = Requests()
+    return CrashGuard(Gate(Counted(app, app.state.requests), token=token, hosts=hosts))
 
 
 async def run_api(
@@ -46,6 +51,14 @@ async def run_api(
     files.url_file(data).write_text(url_of(listener) + "\n", encoding="ascii")
     app = create_app(routers, token=token, sockets=[listener])
     await serve(app, [listener], task_status=task_status)
+
+
+async def run_door(
+    door: "Door", listener: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The API of a node as a service: what is behind the door, on its socket."""
+    door.open()
+    await serve(door, [listener], task_status=task_status)
 
 
 async def serve(
