@@ -19,7 +19,7 @@ from node import files
 from node.clock import Clock
 from node.errors import NeedsUser
 from node.health import State
-from node.supervision import Service, Supervisor
+from node.supervision import Service, Supervisor, describe
 from node.web.sockets import url_of
 from protocols.errors import LocalError
 
@@ -89,7 +89,7 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
     stage = Stage(Supervisor(clock=clock), clock)
     stage.serve(config, api_socket)
     log.info("node", api=url_of(api_socket), data=str(config.data))
-    built: list[object] = []
+    built: list[str | None] = []
 
     async def run_data(*, task_status: trio.TaskStatus[None]) -> None:
         # imports are not abandoned, and hold up nothing but the end of the process
@@ -105,20 +105,27 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
                 stage.warnings.append("a new seed was made: write its words down, they are the only backup of coins")
         if not built:
             role = await trio.to_thread.run_sync(import_module, module)
-            role.build_behind(config, stage)
-            built.append(role)
+            built.append(None)
+            try:
+                role.build_behind(config, stage)
+            except Exception as error:
+                built[0] = describe(error)  # half of the services are there, and go on: nothing is built twice
+                log.exception("bug in building the node")
+        if built[0] is not None:
+            remedy = "end the node and start it again; if that changes nothing, report the log"
+            raise NeedsUser(f"the node is not whole: {built[0]}", remedy, code="not_whole")
         task_status.started()
         await trio.sleep_forever()
 
     data = stage.supervisor.service("data", run_data)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stage.supervisor.run)
-        nursery.start_soon(_look_again, data, config)
+        nursery.start_soon(_look_again, data, stage, config)
 
 
-async def _look_again(data: Service[None], config: NodeConfig) -> None:
+async def _look_again(data: Service[None], stage: Stage, config: NodeConfig) -> None:
     """Begin `data` anew as soon as what blocked it is gone."""
-    while data.state is not State.HEALTHY:
+    while stage.seed is None:
         if data.state is State.BLOCKED and await trio.to_thread.run_sync(partial(_opens, config)):
             data.restart()
         await trio.sleep(LOOK_AGAIN)

@@ -45,7 +45,7 @@ class Door:
     ) -> None:
         self._listener = listener
         self._supervisor = supervisor
-        self._token = _token(data, url_of(listener))
+        self._token = kept_token(data, url_of(listener))
         self._whole: ASGIApp | None = None
         self._rest = rest
         self._first = self._app([health_router(supervisor, clock, warnings=warnings), self._starting()])
@@ -85,7 +85,7 @@ class Door:
         return router
 
 
-def _token(data: Path, url: str) -> str:
+def kept_token(data: Path, url: str) -> str:
     """The API's token; it and the URL are kept in the data directory, or, when that cannot be written and has no token,
     in a new directory that its owner alone may read, whose name is logged."""
     try:
