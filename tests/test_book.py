@@ -21,7 +21,7 @@ from node.eventstore.sqlite import run_store
 from node.health import State as Up
 from node.position.book import CONFLICT_TRIES, STREAM, Positions, run_positions
 from node.position.commands import Command, fail_setup, place_order
-from node.position.events import CODEC, Event, OrderRejected
+from node.position.events import CODEC, Event, OrderRejected, signatures_blob
 from node.position.observing import observe
 from node.position.state import Position, State
 from node.supervision import Run, Service
@@ -29,6 +29,7 @@ from protocols.contract.keys import Points, negated
 from protocols.contract.terms import Role
 from protocols.contract_setup import SetupComplete, SignaturesHeld
 from protocols.errors import LocalError, WorldError
+from tests.lives import LOCKED, close, completed, lock, rollovers
 from tests.positions import ORDER_ID, PEER, TRADER, fact, facts, history, view, wanted
 from tests.setups import order
 
@@ -446,3 +447,37 @@ async def test_what_happened_all_the_same_is_written_once_the_disk_takes_it(
         disk.full = False
         await trio.sleep(60)
         assert this.now().all()[0].state is State.REJECTED
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_signatures_are_dropped_when_the_peer_revoked_and_when_the_position_is_buried(
+    open_book: Open, role: Role
+) -> None:
+    """Should the peer publish what it revoked, it is punished; once nothing is watched, nothing is claimed."""
+    run = rollovers(2)
+    async with open_book() as opened:
+        if role is Role.TAKER:
+            await opened.execute(PLACE)
+        await opened.remember(role)
+        await opened.execute(observe(view(LOCKED, (lock(), LOCKED))))
+
+        async def held() -> list[bool]:
+            kinds = [signatures_blob(index) for index in range(3)]
+            return [await opened.store.call(EventStore.blob, STREAM_OF_IT, kind) is not None for kind in kinds]
+
+        assert await held() == [True, False, False]
+        for fact_ in run.records(role)[:-1]:
+            await opened.positions.call(Positions.remember, fact_, PEER[role])
+        assert await held() == [True, True, False]
+        await opened.positions.call(Positions.remember, run.records(role)[-1], PEER[role])
+        assert await held() == [False, True, False]
+        for fact_ in run.records(role, 1):
+            await opened.positions.call(Positions.remember, fact_, PEER[role])
+        assert await held() == [False, False, True]
+        closed = completed(close(index=2))
+        for fact_ in close(index=2)[role]:
+            await opened.positions.call(Positions.remember, fact_, PEER[role])
+        await opened.execute(observe(view(215, (lock(), LOCKED), (closed, 210))))
+        assert await held() == [False, False, True]
+        await opened.execute(observe(view(310, (lock(), LOCKED), (closed, 210))))
+        assert await held() == [False, False, False]

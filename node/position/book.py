@@ -26,6 +26,7 @@ from node.position.commands import Command, fail_setup
 from node.position.events import (
     CODEC,
     AttemptStarted,
+    Buried,
     CommitSignatureGiven,
     Event,
     RevocationReceived,
@@ -195,7 +196,7 @@ class Positions:
                 position = evolve(position, event, each.recorded_at)
             self._take(position, events)
             self._after(position, events)
-            await self._prune(order_id, events)
+            await self._prune(position, events)
             return position
         raise LocalError("conflict", f"position {order_id.hex()} was changed by another writer again and again")
 
@@ -215,14 +216,23 @@ class Positions:
         """Held while a command on the position is carried out."""
         return self._locks[order_id]
 
-    async def _prune(self, order_id: bytes, events: Iterable[Event]) -> None:
-        """Drop the signatures of contracts that the peer has revoked: should it publish one, it is punished instead."""
+    async def _prune(self, position: Position, events: Iterable[Event]) -> None:
+        """Drop the signatures of contracts that the peer has revoked, since one that it publishes is punished instead;
+        and all of them once nothing is watched any more."""
+        indices: set[int] = set()
         for event in events:
-            if isinstance(event, RevocationReceived):
-                try:
-                    await self._store.call(EventStore.prune, _stream(order_id), [signatures_blob(event.index)])
-                except WorldError as error:  # what is left behind takes room and nothing else
-                    _log.info("signatures are not pruned", order=order_id.hex(), reason=error.sentence)
+            match event:
+                case RevocationReceived(index):
+                    indices.add(index)
+                case Buried():
+                    indices.update(attempt.index for attempt in position.attempts)
+                case _:
+                    pass
+        if indices:
+            try:
+                await self._store.call(EventStore.prune, _stream(position.id), map(signatures_blob, sorted(indices)))
+            except WorldError as error:  # what is left behind takes room and nothing else
+                _log.info("signatures are not pruned", order=position.id.hex(), reason=error.sentence)
 
     async def remember(self, fact: Fact, peer: bytes) -> None:
         """A protocol's `Persist`."""
