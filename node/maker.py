@@ -91,7 +91,7 @@ class Maker:
         def routers(core: Core) -> list[APIRouter]:
             return [
                 *node_routers(core, projections, measured),
-                maker_router(maker),
+                maker_router(maker, projections),
                 desk_router(desk, policy),
                 maker_close_router(),
             ]

@@ -10,7 +10,7 @@ once; what must survive is on disk before it matters, and a power cut does no wo
 """
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
@@ -373,7 +373,7 @@ class Supervisor:
     def health(self) -> tuple[ServiceHealth, ...]:
         return tuple(service.health for service in self.services)
 
-    async def changes(self) -> AsyncIterator[tuple[ServiceHealth, ...]]:
+    async def changes(self) -> AsyncGenerator[tuple[ServiceHealth, ...], None]:
         """All records now, and again whenever a state or reason changed since the last that was asked for."""
         while True:
             changed = self._changed

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.errors import FieldError
 from node.maker import Maker
+from node.projections import Projections
 from node.quoting import Quoted
 from node.rules import exposure, stakes_of
 from node.values import Symbol
@@ -41,20 +42,21 @@ class OfferIn(BaseModel):
     tolerance_far: str = "0.01"
 
 
-def maker_router(maker: Maker) -> APIRouter:
+def maker_router(maker: Maker, projections: Projections) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
     core, config = maker.core, maker.config
 
     @router.get("/maker")
     async def about() -> dict[str, Any]:
         """The address for takers, and what is at stake over all positions."""
-        with core.positions.lent() as positions:
-            exposed = exposure(stakes_of(positions.all()))
+        known = await projections.positions.read()
+        exposed = exposure(stakes_of(known.value))
         return {
             "address": str(maker.address),
             "exposure": {symbol: exposed[symbol] for symbol in core.feeds},
             "max_exposure": maker.desk.policy.max_exposure,
             "quoted": [_quoted_view(quoted) for quoted in maker.quoting.all()],
+            **known.age(core.clock.now()),
         }
 
     @router.get("/offers")

@@ -12,6 +12,7 @@ from node.backup.files import on_one_disk
 from node.chain.broadcast import Attempt
 from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
+from node.metrics import Measured
 from node.position.book import Positions
 from node.position.commands import Command, RefusedCommand, force_close, override_recovery
 from node.position.state import Position
@@ -45,7 +46,9 @@ class OverrideIn(BaseModel):
 Rollover = Callable[[Position], dict[str, Any]]
 
 
-def node_routers(core: Core, projections: Projections, rollover: Rollover | None = None) -> list[APIRouter]:
+def node_routers(
+    core: Core, projections: Projections, measured: Measured, rollover: Rollover | None = None
+) -> list[APIRouter]:
     """The routes that makers and takers share; `rollover` says of a position when it will be rolled over."""
     config = core.config
     warnings = list(core.warnings)
@@ -56,7 +59,7 @@ def node_routers(core: Core, projections: Projections, rollover: Rollover | None
         oracle_router(core),
         backup_router(core),
         feed_router(core, projections.board),
-        metrics_router(core, projections),
+        metrics_router(core, projections, measured),
         _node_router(core, projections, rollover),
     ]
 

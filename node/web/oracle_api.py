@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from node.core import Core
 from node.oracle.client import REMEDY, OracleClient
 from node.position.state import Position
+from node.projections import Kept
 from protocols.contract.contradictions import Contradiction, price_range
 
 PROOFS = "/api/v1/oracle/proofs"
@@ -19,12 +20,19 @@ def oracle_router(core: Core) -> APIRouter:
     """The routes about the oracle."""
     router = APIRouter()
 
+    async def ask() -> tuple[Contradiction, ...]:
+        with core.oracle.lent() as client:
+            return tuple(client.contradictions)
+        raise AssertionError("a recalled loan raises")
+
+    kept = Kept(core.clock, ask)
+
     @router.get("/api/v1/oracle")
     async def oracle() -> dict[str, Any]:
         """The oracle's keys, and every event that was attested twice, with where its proof is."""
         keys = core.setup.oracle_keys
-        with core.oracle.lent() as client:
-            found = client.contradictions
+        known = await kept.read()
+        found = known.value
         contradicted = any(each.announcement.key == keys.attestation_key for each in found)
         return {
             "url": core.config.oracle.url,
@@ -34,6 +42,7 @@ def oracle_router(core: Core) -> APIRouter:
             "contradicted": contradicted,
             "remedy": REMEDY if contradicted else None,
             "contradictions": [_contradiction_view(each) for each in found],
+            **known.age(core.clock.now()),
         }
 
     @router.get(PROOFS + "/{event:path}")

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.taker import Taker
 from node.web.node_api import HexId
-from node.web.views import offer_view
 
 
 class OrderIn(BaseModel):
@@ -46,22 +45,9 @@ def taker_router(taker: Taker) -> APIRouter:
 
     @router.get("/offers")
     async def offers() -> list[dict[str, Any]]:
-        """All offers of connected makers, with the moment at which the set arrived."""
+        """All offers, as of when each maker's set arrived: of a maker that is gone the last known ones."""
         now = taker.core.clock.now()
-        views = []
-        for identity, service in taker.links.items():
-            if service.health.up:
-                with service.lent() as link:
-                    views += [
-                        {
-                            **offer_view(offer),
-                            "maker": identity.hex(),
-                            "as_of": link.offers_at,
-                            "stale": offer.stale(now),
-                        }
-                        for offer in link.offers
-                    ]
-        return views
+        return [{**view, "age": max(0.0, now - view["as_of"])} for view in taker.offers_view().values()]
 
     @router.post("/positions/{order_id}/rollover", status_code=202)
     async def roll_over(order_id: HexId) -> dict[str, Any]:

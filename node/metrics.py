@@ -1,0 +1,149 @@
+"""What a node measures of itself, for Prometheus: read when it is asked for, but for the lateness of the event loop.
+
+Labels hold names of services, states, symbols, routes: nothing secret, and no order's id.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NoReturn
+
+import trio
+from attrs import define
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from node.core import Core
+from node.health import UNREPORTED, Report, State
+from node.projections import Projections
+from node.web.counted import Requests
+
+EVERY = 1.0
+PATIENCE = 30.0
+
+
+@define(eq=False)
+class Measured:
+    """What cannot be read off later."""
+
+    lag: float = 0.0
+    """Seconds by which the event loop was late when it was last looked at."""
+    longest_lag: float = 0.0
+
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Look every second how late this task wakes up."""
+        task_status.started()
+        while True:
+            due = trio.current_time() + EVERY
+            await trio.sleep_until(due)
+            self.lag = trio.current_time() - due
+            self.longest_lag = max(self.lag, self.longest_lag)
+            report.beat()
+
+
+def serve_metrics(core: Core, measured: Measured) -> None:
+    """Add the service that measures."""
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        await measured.run(report=service, task_status=task_status)
+
+    service = core.supervisor.service("metrics", run, patience=PATIENCE)
+
+
+class NodeCollector:
+    """Everything at one moment. What is down is left out, or as last known with its age."""
+
+    def __init__(self, core: Core, projections: Projections, measured: Measured, requests: Requests) -> None:
+        self._core = core
+        self._projections = projections
+        self._measured = measured
+        self._requests = requests
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._services()
+        yield from self._positions()
+        yield from self._money()
+        yield from self._world()
+        yield from self._process()
+
+    def _services(self) -> Iterator[Metric]:
+        now = self._core.clock.now()
+        state = GaugeMetricFamily("cfdnode_service_state", "1 in the state that it is in", labels=("service", "state"))
+        failures = CounterMetricFamily("cfdnode_service_failures", "lives that ended by themselves", labels=["service"])
+        bugs = CounterMetricFamily("cfdnode_service_bugs", "unforeseen errors", labels=["service"])
+        age = GaugeMetricFamily("cfdnode_service_data_age_seconds", "since its data was right", labels=["service"])
+        success = GaugeMetricFamily(
+            "cfdnode_service_last_success_age_seconds", "since it was last well", labels=["service"]
+        )
+        for record in self._core.supervisor.health():
+            for each in State:
+                state.add_metric((record.name, each.value), float(record.state is each))
+            failures.add_metric([record.name], record.failures)
+            bugs.add_metric([record.name], record.bugs)
+            if record.data_at is not None:
+                age.add_metric([record.name], max(0.0, now - record.data_at))
+            if record.state is State.HEALTHY:
+                success.add_metric([record.name], 0.0)
+            elif (last := getattr(record, "last_success", None)) is not None:
+                success.add_metric([record.name], max(0.0, now - last))
+        yield from (state, failures, bugs, age, success)
+
+    def _positions(self) -> Iterator[Metric]:
+        known = self._projections.positions.last
+        if known is None:
+            return
+        counts = Counter(position.state.value for position in known.value)
+        family = GaugeMetricFamily("cfdnode_positions", "positions by state", labels=["state"])
+        for name, count in counts.items():
+            family.add_metric([name], count)
+        yield family
+
+    def _money(self) -> Iterator[Metric]:
+        known = self._projections.money.last
+        if known is None:
+            return
+        money = known.value
+        family = GaugeMetricFamily("cfdnode_satoshis", "the wallet, and what positions hold", labels=["kind"])
+        family.add_metric(["confirmed"], money.balance.confirmed)
+        family.add_metric(["pending"], money.balance.pending)
+        family.add_metric(["reserved"], money.reserved)
+        family.add_metric(["margin_locked"], money.margin_locked)
+        yield family
+        age = max(0.0, self._core.clock.now() - known.as_of)
+        yield GaugeMetricFamily("cfdnode_wallet_age_seconds", "age of the balance", value=age)
+
+    def _world(self) -> Iterator[Metric]:
+        now = self._core.clock.now()
+        quote_age = GaugeMetricFamily("cfdnode_quote_age_seconds", "age of the last good quote", labels=["symbol"])
+        for symbol, feed in self._core.feeds.items():
+            if feed.quote is not None:
+                quote_age.add_metric([symbol], max(0.0, now - feed.quote.since))
+        yield quote_age
+        if (tip := self._projections.tip.last) is not None:
+            yield GaugeMetricFamily("cfdnode_tip_height", "blocks", value=tip.value["height"])
+            yield GaugeMetricFamily("cfdnode_tip_age_seconds", "since it was seen", value=max(0.0, now - tip.as_of))
+        offers = len(self._projections.board.topic("offers"))
+        yield GaugeMetricFamily("cfdnode_offers", "offers that are known", value=offers)
+        if (offset := self._core.clocks.offset()) is not None:
+            yield GaugeMetricFamily("cfdnode_clock_offset_seconds", "others ahead of this clock", value=offset)
+
+    def _process(self) -> Iterator[Metric]:
+        measured = self._measured
+        yield GaugeMetricFamily("cfdnode_loop_lag_seconds", "of the event loop, now", value=measured.lag)
+        yield GaugeMetricFamily("cfdnode_loop_lag_longest_seconds", "since the start", value=measured.longest_lag)
+        requests = CounterMetricFamily(
+            "cfdnode_api_requests", "answered requests", labels=("method", "route", "status")
+        )
+        for (method, route, status), count in self._requests.items():
+            requests.add_metric((method, route, str(status)), count)
+        yield requests
+
+
+def exposition(collector: NodeCollector) -> bytes:
+    """Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return generate_latest(registry)
