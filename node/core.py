@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     import httpx2
     from fastapi import APIRouter
 
-VERSION = "0.1.0"
+VERSION = version("cfdnode")
 
 log = structlog.get_logger("node")
 
