@@ -48,7 +48,7 @@ def test_each_script_stands_in_the_map() -> None:
 
 
 def test_each_service_stands_in_the_map_once() -> None:
-    modules = ("start.py", "core.py", "maker.py", "taker.py", "wallet/service.py")
+    modules = ("start.py", "core.py", "maker.py", "taker.py", "wallet/service.py", "projections.py", "metrics.py")
     code = [(ROOT / "node" / name).read_text(encoding="utf-8") for name in modules]
     assert first_cells("The services of a node") == sorted({name for text in code for name in SERVICE.findall(text)})
 
