@@ -139,7 +139,7 @@ async def test_parts_that_are_down(tmp_path: Path) -> None:
             assert state["topics"]["health"]["wallet"]["state"] == "healthy"
             for name in services.keys() - {"api"}:
                 services[name].stop()
-            stopped = set()
+            stopped = set[str]()
             with trio.fail_after(20):
                 while not {"wallet", "store", "projections", "metrics"} <= stopped:
                     _, change = await feed.next()
