@@ -1,0 +1,34 @@
+"""Services that are killed, hang or are slow, and outside worlds that fail, in nodes that trade, roll over and close:
+the API answers throughout, everything comes back by itself, and the money is right. Real processes, real HTTP."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.matrix import Matrix, Options, run
+from tests.faults.proxies import TROUBLES
+
+SEED = 5
+
+
+async def test_a_few_services_killed(tmp_path: Path) -> None:
+    async def strike(matrix: Matrix) -> None:
+        await matrix.kill("world", ("api", "store", "chain", "positions"))
+
+    matrix = await run(tmp_path, SEED, Options(together=2), strike)
+    assert len(matrix.struck) == 2
+    assert all(asking.answers["/health 200"] > 10 for asking in matrix.business.asking.values())
+
+
+@pytest.mark.slow
+async def test_every_service_and_every_outside_world(tmp_path: Path) -> None:
+    async def strike(matrix: Matrix) -> None:
+        await matrix.kill("world")
+        await matrix.trouble(TROUBLES)
+        await matrix.slow()
+        await matrix.hang()
+        await matrix.kill("bug")
+
+    matrix = await run(tmp_path, SEED, Options(), strike)
+    for step in ("_open_one", "_roll_one", "_close_one"):
+        assert matrix.business.done[step], matrix.business.done
