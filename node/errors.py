@@ -30,6 +30,15 @@ class NeedsUser(LocalError):
         self.repairs = tuple(repairs)
 
 
+class Stuck(WorldError):
+    """A service made no progress for so many seconds; whatever it waits for is not coming."""
+
+    def __init__(self, seconds: float, *, starting: bool) -> None:
+        what = "its start made" if starting else "it made"
+        super().__init__("stuck", f"{what} no progress for {seconds:g} s")
+        self.seconds = seconds
+
+
 class ConfigError(LocalError):
     """The configuration (flag, environment, file) says something that is not allowed; nothing was touched yet."""
 

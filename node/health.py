@@ -1,10 +1,14 @@
 """What a node says about itself: one record per service, for people and for machines."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from attrs import asdict, fields, frozen
+import trio
+from attrs import asdict, evolve, fields, frozen
+
+T = TypeVar("T")
 
 
 class State(StrEnum):
@@ -32,6 +36,10 @@ UP = (State.HEALTHY, State.DEGRADED)
 class Report(Protocol):
     """What a running service tells about itself; its `Service` is one, and `UNREPORTED` when there is none."""
 
+    @property
+    def beat_every(self) -> float:
+        """Seconds within which it has to `beat`, with room to spare; infinite when nobody waits for that."""
+
     def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
         """It runs, but not all of its work succeeds at present. `remedy` is what the user can do, `repairs` name those
         of the service that are offered meanwhile."""
@@ -43,10 +51,12 @@ class Report(Protocol):
         """The data it holds agrees with the world as of now."""
 
     def beat(self) -> None:
-        """It made progress."""
+        """It made progress. Said by the work itself, in each turn of its loop, and by no timer beside it."""
 
 
 class _Unreported:
+    beat_every = math.inf
+
     def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None: ...
 
     def recovered(self) -> None: ...
@@ -59,6 +69,102 @@ class _Unreported:
 UNREPORTED: Report = _Unreported()
 
 
+class Beating(Generic[T]):
+    """What `source` gives, to a loop that beats in each of its turns, and while nothing comes.
+
+    ::
+
+        async for tip in Beating(report, client.tips()): ...
+    """
+
+    def __init__(self, report: Report, source: AsyncIterator[T]) -> None:
+        """A step of `source` that is cancelled must lose nothing."""
+        self._report = report
+        self._source = source
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            self._report.beat()
+            with trio.move_on_after(self._report.beat_every):
+                return await anext(self._source)
+
+
+async def wait(event: trio.Event, report: Report, longest: float = math.inf) -> None:
+    """Return when it is set, and at the latest when the loop that waits has to beat again, or after `longest`."""
+    report.beat()
+    with trio.move_on_after(min(report.beat_every, longest)):
+        await event.wait()
+
+
+async def stay(report: Report) -> None:
+    """For a life whose work is done by whom it is lent to, in its own nursery: it is there while this task runs."""
+    while True:
+        report.beat()
+        await trio.sleep(report.beat_every)
+
+
+MOST_CAUSES = 8
+
+
+@frozen
+class Cause:
+    """What made a service fail: errors of one type and code (without a code: of one text), however often."""
+
+    text: str
+    """Of the last one."""
+    count: int
+    first: float
+    last: float
+    """When; seconds since 1970."""
+    kind: str = ""
+
+
+def with_cause(causes: tuple[Cause, ...], kind: str, text: str, now: float) -> tuple[Cause, ...]:
+    """It happened again, or for the first time; the newest stands last."""
+    before = next((cause for cause in causes if cause.kind == kind), Cause(text, 0, now, now, kind))
+    newest = evolve(before, text=text, count=before.count + 1, last=now)
+    return (*(cause for cause in causes if cause.kind != kind), newest)[-MOST_CAUSES:]
+
+
+@frozen
+class OfferedRepair:
+    """What the user may ask of a service now. With a `consequence`, they have to agree to it."""
+
+    name: str
+    title: str
+    consequence: str
+
+
+NOTHING = "nothing: "
+"""What a remedy begins with when the node helps itself."""
+
+REMEDIES = {
+    State.WAITING: f"{NOTHING}it starts as soon as what it waits for is up",
+    State.STARTING: f"{NOTHING}it is about to be up",
+    State.DEGRADED: f"{NOTHING}it goes on trying by itself",
+    State.RESTARTING: f"{NOTHING}it tries again by itself",
+    State.BLOCKED: "restart it once the reason is gone",
+    State.ENDING: f"{NOTHING}it ends by itself; if that lasts, a thread hangs: end the node and start it again",
+    State.STOPPED: "start it",
+}
+"""Where the service itself says nothing better."""
+
+REMEDIES_BY_CODE = {
+    "no_electrum_server": "check the network, or configure another chain server (--electrum)",
+    "server_lost": f"{NOTHING}the next chain server is tried by itself",
+    "disk_full": f"make room on the disk; {REMEDIES[State.RESTARTING].removeprefix(NOTHING)}",
+    "disk_error": f"see to the disk of the data directory; {REMEDIES[State.RESTARTING].removeprefix(NOTHING)}",
+    "backup_failed": f"see to the backup's path; {REMEDIES[State.RESTARTING].removeprefix(NOTHING)}",
+    "cannot_listen": "end what uses the port, or give another with --listen",
+    "no_worker": "see to free memory; worker processes are started again by themselves",
+    "stuck": f"{NOTHING}it begins anew by itself; if it gets stuck again and again, report the log",
+}
+"""What can be done about an error that ends a life, where that is more than to wait."""
+
+
 @frozen(kw_only=True)
 class ServiceHealth:
     """A service at one moment. Times are seconds since 1970 on the wall clock."""
@@ -69,7 +175,7 @@ class ServiceHealth:
     """When the state or its reason last changed."""
     reason: str = ""
     remedy: str = ""
-    """What the user can do about it; empty when there is nothing, or nothing needed."""
+    """What the user can do about it, or that there is nothing; empty for a healthy one only."""
     next_try: float | None = None
     failures: int = 0
     """Lives that ended by themselves."""
@@ -78,6 +184,12 @@ class ServiceHealth:
     last_error: str = ""
     data_at: float | None = None
     """When its data last agreed with the world, if it holds any."""
+    last_success: float | None = None
+    """When it was last known to be well: healthy, or with fresh data. A healthy one is well now."""
+    causes: tuple[Cause, ...] = ()
+    """What made it fail since the node started, the newest last; the oldest are forgotten."""
+    repairs: tuple[OfferedRepair, ...] = ()
+    """What the user may ask of it beside `actions`."""
     needs: tuple[str, ...] = ()
 
     @property
@@ -101,8 +213,20 @@ class ServiceHealth:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ServiceHealth":
         """What `as_json` made; what it knows beyond this version's fields is left out."""
-        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
-        return cls(**{**known, "state": State(record["state"]), "needs": tuple(known.get("needs", ()))})
+        known = _known(cls, record)
+        return cls(
+            **{
+                **known,
+                "state": State(record["state"]),
+                "needs": tuple(known.get("needs", ())),
+                "causes": tuple(Cause(**_known(Cause, each)) for each in known.get("causes", ())),
+                "repairs": tuple(OfferedRepair(**_known(OfferedRepair, each)) for each in known.get("repairs", ())),
+            }
+        )
+
+
+def _known(kind: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: record[field.name] for field in fields(kind) if field.name in record}
 
 
 def line(service: ServiceHealth, now: float, width: int = 12) -> str:
@@ -116,12 +240,29 @@ def line(service: ServiceHealth, now: float, width: int = 12) -> str:
     if service.next_try is not None:
         parts.append(f"next try in {_span(service.next_try - now)}")
     if service.remedy:
-        parts.append(f"you can: {service.remedy}")
+        remedy = service.remedy
+        parts.append(f"nothing to do: {remedy[len(NOTHING) :]}" if remedy.startswith(NOTHING) else f"you can: {remedy}")
     if service.data_at is not None:
         parts.append(f"data {_span(now - service.data_at)} old")
     if service.bugs:
         parts.append(f"bugs {service.bugs}")
     return "; ".join(parts)
+
+
+def details(service: ServiceHealth, now: float) -> list[str]:
+    """More lines for people, about a service that is not healthy: why it failed, and what can be asked of it."""
+    if service.state is State.HEALTHY:
+        return []
+    lines = []
+    if service.last_success is not None:
+        lines.append(f"last well {_span(now - service.last_success)} ago")
+    for cause in service.causes[::-1]:
+        often = f"{cause.count} times within {_span(cause.last - cause.first)}, last " if cause.count > 1 else ""
+        lines.append(f"failed {often}{_span(now - cause.last)} ago: {cause.text}")
+    for repair in service.repairs:
+        consequence = f" (consequence: {repair.consequence}; with --yes)" if repair.consequence else ""
+        lines.append(f"repair {repair.name}: {repair.title}{consequence}")
+    return lines
 
 
 def _span(seconds: float) -> str:

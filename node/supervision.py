@@ -4,13 +4,16 @@ A service is any function that ``nursery.start`` can start; what it passes to ``
 never hold that API: they hold the `Service` and write ``await wallet.call(Wallet.fund, amount)``, so that a part that
 is down, or goes down during the call, is one typed error, `Disconnected`, and never a hang or a stale object.
 
-A life that ends is begun again after a pause of 0.5 to 60 seconds, for ever. What a service *needs* gates its start
-only: when a need goes down later, calls to it fail, and nobody is killed for it. Ending the node ends all services at
-once; what must survive is on disk before it matters, and a power cut does no worse.
+A life that ends is begun again after a pause of 0.5 to 60 seconds, for ever. One that makes no progress for longer
+than its `patience` is ended as stuck: its work says by `beat` that it goes on. A thread cannot be killed: until it lets
+go its life is `ending`, lent to nobody, and only then the next one begins. What a service *needs* gates its start only:
+when a need goes down later, calls to it fail, and nobody is killed for it. Ending the node ends all services at once;
+what must survive is on disk before it matters, and a power cut does no worse.
 """
 
+import math
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
@@ -19,8 +22,17 @@ import trio
 from attrs import evolve, frozen
 
 from node.clock import Clock
-from node.errors import Disconnected, NeedsUser
-from node.health import UP, ServiceHealth, State
+from node.errors import Conflict, Disconnected, NeedsUser, NotFound, Stuck
+from node.health import (
+    NOTHING,
+    REMEDIES,
+    REMEDIES_BY_CODE,
+    UP,
+    OfferedRepair,
+    ServiceHealth,
+    State,
+    with_cause,
+)
 from protocols.errors import CodedError, WorldError
 
 EXPECTED = (WorldError, OSError, trio.BrokenResourceError, trio.TooSlowError)
@@ -31,7 +43,11 @@ BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 LONGEST_PAUSE = 60.0
 HEALTHY_ENOUGH = 60.0
-"""Seconds of being up after which the next failure counts as the first."""
+"""Seconds of being up after which the next failure counts as the first, and the service as well again."""
+START_PATIENCE = 3
+"""How many times as long as one that is up a life may go without progress while it starts."""
+HELD_UP = 1.0
+"""Seconds by which a timer may be late. More, and nothing ran in this process meanwhile: nobody is stuck for that."""
 HEAD_START = 0.5
 """Seconds that a service may have to start before the next one in order begins to: the page comes up first."""
 
@@ -74,12 +90,17 @@ class Service(Generic[Api]):
         run: Run[Api],
         needs: "Sequence[Service[Any]]" = (),
         *,
+        patience: float | None = None,
+        repairs: "Sequence[Repair]" = (),
         clock: Clock | None = None,
         jitter: random.Random | None = None,
         raise_bugs: bool = False,
     ) -> None:
+        """`patience`: seconds without a `beat` after which a life that is up counts as stuck; None: for ever."""
         self.name = name
         self.needs = tuple(needs)
+        self.patience = math.inf if patience is None else patience
+        self.repairs = tuple(repairs)
         self.raise_bugs = raise_bugs
         self._run = run
         self._clock = clock or Clock()
@@ -90,8 +111,13 @@ class Service(Generic[Api]):
         self._api: Api | None = None  # of a life that is up; may be None then, too
         self._up_since: float | None = None
         self._failures = 0
+        self._beaten = 0.0  # by trio's clock
         self._impaired = self._remedy = ""
+        self._named: frozenset[str] = frozenset()  # repairs that the life, or its end, asks for
+        self._repairing = ""
         self._end_of_life = ""
+        self._told: frozenset[str] = frozenset()  # the kinds of causes of which the log knows
+        self._unwell: tuple[int, float] | None = None  # failures since it was last well, and when the first was
         self._changed = trio.Event()
         self._listeners: list[Callable[[], None]] = []
         self._health = ServiceHealth(
@@ -99,6 +125,8 @@ class Service(Generic[Api]):
             state=State.STARTING,
             since=self._clock.now(),
             reason="the node is starting",
+            remedy=REMEDIES[State.STARTING],
+            repairs=self._offered(),
             needs=tuple(need.name for need in self.needs),
         )
 
@@ -177,27 +205,54 @@ class Service(Generic[Api]):
         self._end("restarted by the user")
         self._ring()
 
+    def repair(self, name: str) -> Repair:
+        """One that is offered now. Raises `NotFound` or `Conflict`."""
+        found = next((repair for repair in self.repairs if repair.name == name), None)
+        if found is None:
+            there = ", ".join(repair.name for repair in self.repairs) or "none"
+            raise NotFound("no_such_repair", f"{self.name} has no repair {name!r}; there are: {there}")
+        if not self._offers(found):
+            raise Conflict("repair_not_offered", f"{self.name} is {self._standing()}; {name} is not offered now")
+        return found
+
+    async def mend(self, name: str) -> None:
+        """Carry out a repair that is offered now, one at a time. Raises as `repair`, and what the repair raises."""
+        repair = self.repair(name)
+        if self._repairing:
+            raise Conflict("repair_under_way", f"{self._repairing} of {self.name} is under way already")
+        self._repairing = name
+        _log.warning("repair begun", service=self.name, repair=name)
+        try:
+            await repair.run()
+        finally:
+            self._repairing = ""
+
     # What its own life reports
 
     # (a life that is ending may still report: nobody is lent it, so nobody is told)
 
     def degraded(self, reason: str, remedy: str = "", repairs: Sequence[str] = ()) -> None:
-        self._impaired, self._remedy = reason, remedy
+        self._impaired, self._remedy, self._named = reason, remedy, frozenset(repairs)
         if self._health.up:
             self._became(State.DEGRADED, reason, remedy=remedy)
         elif self.state is State.STARTING:
-            self._became(State.STARTING, reason)
+            self._became(State.STARTING, reason, remedy=remedy)
 
     def recovered(self) -> None:
-        self._impaired = ""
+        self._impaired, self._named = "", frozenset()
         if self._health.up:
             self._became(State.HEALTHY)
 
     def fresh(self) -> None:
-        self._health = evolve(self._health, data_at=self._clock.now())
+        now = self._clock.now()
+        self._health = evolve(self._health, data_at=now, last_success=now)
 
     def beat(self) -> None:
-        """Progress was made."""
+        self._beaten = trio.current_time()
+
+    @property
+    def beat_every(self) -> float:
+        return self.patience / 3
 
     # The supervision itself
 
@@ -222,14 +277,20 @@ class Service(Generic[Api]):
             while need := next((need for need in self.needs if need.state not in UP), None):
                 self._became(State.WAITING, f"waits for {need.name}")
                 await need.until(*UP)
-            self._impaired = ""
+            self._impaired, self._named = "", frozenset()
             self._became(State.STARTING)
-            async with trio.open_nursery() as nursery:
-                api: Api = await nursery.start(self._run)
-                await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled life may still say it has started
-                self._lend(api)
-            await trio.lowlevel.checkpoint_if_cancelled()  # and may still return as if nothing had happened
-            raise RuntimeError("ended without an error")
+            async with trio.open_nursery() as watchers:
+                if self.patience < math.inf:
+                    self.beat()
+                    watchers.start_soon(self._watch)
+                async with trio.open_nursery() as nursery:
+                    api: Api = await nursery.start(self._run)
+                    await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled life may still say it has started
+                    self._lend(api)
+                    if self._unwell is not None:
+                        watchers.start_soon(self._tell_when_well)
+                await trio.lowlevel.checkpoint_if_cancelled()  # and may still return as if nothing had happened
+                raise RuntimeError("ended without an error")
         except* Exception as group:
             # not `except`: an error may come beside a Cancelled or a KeyboardInterrupt, and those must pass
             died_of = list(leaves(group))
@@ -240,10 +301,36 @@ class Service(Generic[Api]):
                 self._recall(describe_all(died_of) or "the node is ending")
         return died_of
 
+    async def _watch(self) -> None:
+        """Raise `Stuck` when a life makes no progress for too long."""
+        while True:
+            allowed = self.patience * (1 if self._health.up else START_PATIENCE)
+            left = self._beaten + allowed - trio.current_time()
+            if left <= 0:
+                break
+            due = trio.current_time() + min(left, self.patience)
+            await trio.sleep_until(due)
+            if trio.current_time() - due > HELD_UP:
+                self.beat()
+        stuck = Stuck(allowed, starting=not self._health.up)
+        self._recall(f"{stuck.sentence}; a new life begins as soon as this one is over")
+        raise stuck
+
+    async def _tell_when_well(self) -> None:
+        """One line once it is up for good again: a service that comes and goes is not well."""
+        await trio.sleep(HEALTHY_ENOUGH)
+        await self.until(State.HEALTHY)
+        assert self._unwell is not None
+        failures, since = self._unwell
+        self._unwell, self._told = None, frozenset()
+        seconds = round(trio.current_time() - since)
+        _log.info("service is well again", service=self.name, failures=failures, seconds=seconds)
+
     async def _pause(self, died_of: Sequence[Exception]) -> None:
         """Wait before the next life: for the user if only the user can help, else for the backoff."""
         for error in died_of:
             if isinstance(error, NeedsUser):
+                self._named = frozenset(error.repairs)
                 self._became(State.BLOCKED, error.sentence, remedy=error.remedy)
                 await trio.sleep_forever()
         if self._up_since is not None and trio.current_time() - self._up_since >= HEALTHY_ENOUGH:
@@ -252,7 +339,12 @@ class Service(Generic[Api]):
             self._failures += 1  # that a need is gone says nothing about this service: the next life waits for it
         ceiling = min(LONGEST_PAUSE, 2.0 ** min(max(self._failures - 1, 0), 10))
         pause = ceiling * self._jitter.uniform(0.5, 1.0)
-        self._became(State.RESTARTING, describe_all(died_of), next_try=self._clock.now() + pause)
+        self._became(
+            State.RESTARTING,
+            describe_all(died_of),
+            remedy=next(filter(None, map(_remedy, died_of)), ""),
+            next_try=self._clock.now() + pause,
+        )
         await trio.sleep(pause)
 
     def _is_of_a_need(self, error: Exception) -> bool:
@@ -261,23 +353,41 @@ class Service(Generic[Api]):
     def _record(self, died_of: Sequence[Exception]) -> bool:
         """Count and log what ended a life; says whether there was a bug in it."""
         bugs = [error for error in died_of if not isinstance(error, (*EXPECTED, NeedsUser))]
-        for bug in bugs:
-            _log.error("bug in a service", service=self.name, error=describe(bug), exc_info=bug)
         told_to_end = self._turn is not None and self._turn.cancel_called  # then broken pipes are no failure
         if bugs or not told_to_end:
             failures = 0 if told_to_end else 1
+            now, causes = self._clock.now(), self._health.causes
+            kinds = {_kind(error): error for error in died_of}
+            for kind, error in kinds.items():
+                causes = with_cause(causes, kind, describe(error), now)
             self._health = evolve(
                 self._health,
                 failures=self._health.failures + failures,
                 bugs=self._health.bugs + len(bugs),
                 last_error=describe_all(died_of),
+                causes=causes,
             )
-            _log.warning("service failed", service=self.name, error=self._health.last_error)
+            self._tell(kinds, bugs)
         return bool(bugs)
+
+    def _tell(self, kinds: Mapping[str, Exception], bugs: Sequence[Exception]) -> None:
+        """Log what is new: not that it failed again in the same way, which the record counts."""
+        times, since = self._unwell or (0, trio.current_time())
+        self._unwell = times + 1, since
+        new = not kinds.keys() <= self._told
+        self._told |= kinds.keys()
+        for bug in bugs:
+            told = {"service": self.name, "error": describe(bug)}
+            if new:
+                _log.error("bug in a service", **told, exc_info=bug)
+            else:
+                _log.debug("bug in a service", **told)
+        (_log.warning if new else _log.debug)("service failed", service=self.name, error=self._health.last_error)
 
     def _lend(self, api: Api) -> None:
         self._api = api
         self._up_since = trio.current_time()
+        self.beat()
         if self._impaired:
             self._became(State.DEGRADED, self._impaired, remedy=self._remedy)
         else:
@@ -298,17 +408,33 @@ class Service(Generic[Api]):
             self._turn.cancel(reason)
 
     def _became(self, state: State, reason: str = "", *, remedy: str = "", next_try: float | None = None) -> None:
-        if (state, reason, next_try) == (self._health.state, self._health.reason, self._health.next_try):
-            return
+        before, now = self._health, self._clock.now()
+        well = State.HEALTHY in (before.state, state)
+        same = (state, reason, next_try) == (before.state, before.reason, before.next_try)
         self._health = evolve(
-            self._health,
+            before,
             state=state,
             reason=reason,
-            remedy=remedy,
+            remedy="" if state is State.HEALTHY else remedy or REMEDIES[state],
             next_try=next_try,
-            since=self._clock.now(),
+            since=before.since if same else now,
+            last_success=now if well else before.last_success,
+            repairs=self._offered(state),
         )
-        self._ring()
+        if not same or self._health.repairs != before.repairs:
+            self._ring()
+
+    def _offers(self, repair: Repair, state: State | None = None) -> bool:
+        state = state or self.state
+        named = repair.name in self._named and state in (State.STARTING, State.DEGRADED, State.BLOCKED)
+        return repair.always or named
+
+    def _offered(self, state: State = State.STARTING) -> tuple[OfferedRepair, ...]:
+        return tuple(
+            OfferedRepair(repair.name, repair.title, repair.consequence)
+            for repair in self.repairs
+            if self._offers(repair, state)
+        )
 
     def _ring(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -345,7 +471,16 @@ class Supervisor:
         """Add a service; one that is added while `run` runs is started behind the others."""
         if name in self._services:
             raise ValueError(f"two services named {name}")
-        service = Service(name, run, needs, clock=self._clock, jitter=self._jitter, raise_bugs=self._raise_bugs)
+        service = Service(
+            name,
+            run,
+            needs,
+            patience=patience,
+            repairs=repairs,
+            clock=self._clock,
+            jitter=self._jitter,
+            raise_bugs=self._raise_bugs,
+        )
         service._listeners.append(self._ring)
         self._services[name] = service
         if self._nursery is not None:
@@ -362,13 +497,16 @@ class Supervisor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all services until cancelled; started when each has been begun, whatever became of it."""
-        async with trio.open_nursery() as nursery:
-            present, self._nursery = self.services, nursery
-            for service in present:
-                nursery.start_soon(service.supervise, name=f"service {service.name}")
-                with trio.move_on_after(HEAD_START):
-                    await service.until(*(set(State) - {State.STARTING}))
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                present, self._nursery = self.services, nursery
+                for service in present:
+                    nursery.start_soon(service.supervise, name=f"service {service.name}")
+                    with trio.move_on_after(HEAD_START):
+                        await service.until(*(set(State) - {State.STARTING}))
+                task_status.started()
+        finally:
+            self._nursery = None
 
     def health(self) -> tuple[ServiceHealth, ...]:
         return tuple(service.health for service in self.services)
@@ -401,6 +539,25 @@ def leaves(error: Exception) -> Iterator[Exception]:
             yield from leaves(inner)
     else:
         yield error
+
+
+def _kind(error: Exception) -> str:
+    """What errors of one cause have in common: their text may name a port, or a time."""
+    match error:
+        case Disconnected():
+            return f"{error.code} {error.service}"
+        case CodedError():
+            return f"{type(error).__name__} {error.code}"
+        case _:
+            return describe(error)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, CodedError):
+        return REMEDIES_BY_CODE.get(error.code, "")
+    if isinstance(error, EXPECTED):
+        return ""
+    return f"{NOTHING}it tries again by itself; this is a bug: report the log"
 
 
 def describe(error: BaseException) -> str:

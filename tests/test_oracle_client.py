@@ -1,5 +1,6 @@
 """The oracle client: what it believes, keeps and reports, and when it asks."""
 
+import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -53,6 +54,8 @@ class MemoryStore:
 
 class Reports(list[str | None]):
     """What was reported: a reason, or None when all was well again."""
+
+    beat_every = math.inf
 
     def beat(self) -> None: ...
 

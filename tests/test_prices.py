@@ -1,6 +1,7 @@
 """The price feed: what is taken for a quote, what ends a connection, and what outlives it."""
 
 import json
+import math
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -81,6 +82,8 @@ class Told:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.fresh_at: list[float] = []
+
+    beat_every = math.inf
 
     def beat(self) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -99,6 +100,8 @@ class _ReportTo:
 
     supervisor: Supervisor
     name: str
+
+    beat_every = math.inf
 
     def beat(self) -> None: ...
 
