@@ -409,7 +409,7 @@ def _until_told_to_end(main_task: Callable[[], Awaitable[object]]) -> None:
     """Run until the task ends or the first SIGINT or SIGTERM, which ends it in good order; a second one kills."""
     import trio
 
-    from node.supervision import leaves
+    from node.causes import leaves
     from protocols.errors import CodedError
 
     async def until_signal() -> None:

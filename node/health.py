@@ -6,7 +6,9 @@ from enum import StrEnum
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import trio
-from attrs import asdict, evolve, fields, frozen
+from attrs import asdict, fields, frozen
+
+from node.causes import AGAIN, NOTHING, Cause
 
 T = TypeVar("T")
 
@@ -106,29 +108,6 @@ async def stay(report: Report) -> None:
         await trio.sleep(report.beat_every)
 
 
-MOST_CAUSES = 8
-
-
-@frozen
-class Cause:
-    """What made a service fail: errors of one type and code (without a code: of one text), however often."""
-
-    text: str
-    """Of the last one."""
-    count: int
-    first: float
-    last: float
-    """When; seconds since 1970."""
-    kind: str = ""
-
-
-def with_cause(causes: tuple[Cause, ...], kind: str, text: str, now: float) -> tuple[Cause, ...]:
-    """It happened again, or for the first time; the newest stands last."""
-    before = next((cause for cause in causes if cause.kind == kind), Cause(text, 0, now, now, kind))
-    newest = evolve(before, text=text, count=before.count + 1, last=now)
-    return (*(cause for cause in causes if cause.kind != kind), newest)[-MOST_CAUSES:]
-
-
 @frozen
 class OfferedRepair:
     """What the user may ask of a service now. With a `consequence`, they have to agree to it."""
@@ -138,31 +117,16 @@ class OfferedRepair:
     consequence: str
 
 
-NOTHING = "nothing: "
-"""What a remedy begins with when the node helps itself."""
-
 REMEDIES = {
     State.WAITING: f"{NOTHING}it starts as soon as what it waits for is up",
     State.STARTING: f"{NOTHING}it is about to be up",
     State.DEGRADED: f"{NOTHING}it goes on trying by itself",
-    State.RESTARTING: f"{NOTHING}it tries again by itself",
+    State.RESTARTING: f"{NOTHING}{AGAIN}",
     State.BLOCKED: "restart it once the reason is gone",
     State.ENDING: f"{NOTHING}it ends by itself; if that lasts, a thread hangs: end the node and start it again",
     State.STOPPED: "start it",
 }
 """Where the service itself says nothing better."""
-
-REMEDIES_BY_CODE = {
-    "no_electrum_server": "check the network, or configure another chain server (--electrum)",
-    "server_lost": f"{NOTHING}the next chain server is tried by itself",
-    "disk_full": f"make room on the disk; {REMEDIES[State.RESTARTING].removeprefix(NOTHING)}",
-    "disk_error": f"see to the disk of the data directory; {REMEDIES[State.RESTARTING].removeprefix(NOTHING)}",
-    "backup_failed": f"see to the backup's path; {REMEDIES[State.RESTARTING].removeprefix(NOTHING)}",
-    "cannot_listen": "end what uses the port, or give another with --listen",
-    "no_worker": "see to free memory; worker processes are started again by themselves",
-    "stuck": f"{NOTHING}it begins anew by itself; if it gets stuck again and again, report the log",
-}
-"""What can be done about an error that ends a life, where that is more than to wait."""
 
 
 @frozen(kw_only=True)

@@ -16,10 +16,11 @@ import trio
 from attrs import Factory, define
 
 from node import files
+from node.causes import describe
 from node.clock import Clock
 from node.errors import NeedsUser
 from node.health import State
-from node.supervision import Service, Supervisor, describe
+from node.supervision import Service, Supervisor
 from node.web.sockets import url_of
 from protocols.errors import LocalError
 

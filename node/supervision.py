@@ -21,22 +21,11 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
+from node.causes import EXPECTED, describe, describe_all, kind_of, leaves, remedy_for, with_cause
 from node.clock import Clock
 from node.errors import Conflict, Disconnected, NeedsUser, NotFound, Stuck
-from node.health import (
-    NOTHING,
-    REMEDIES,
-    REMEDIES_BY_CODE,
-    UP,
-    OfferedRepair,
-    ServiceHealth,
-    State,
-    with_cause,
-)
-from protocols.errors import CodedError, WorldError
-
-EXPECTED = (WorldError, OSError, trio.BrokenResourceError, trio.TooSlowError)
-"""What the world does to a service. Anything else that ends a life is a bug of ours, `NeedsUser` aside."""
+from node.health import REMEDIES, UP, OfferedRepair, Report, ServiceHealth, State
+from protocols.errors import CodedError
 
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 """What the user of an API meets when the life behind it is over."""
@@ -44,6 +33,8 @@ BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 LONGEST_PAUSE = 60.0
 HEALTHY_ENOUGH = 60.0
 """Seconds of being up after which the next failure counts as the first, and the service as well again."""
+PATIENCE = 120.0
+"""Seconds that a service has between two beats, where nothing else is said."""
 START_PATIENCE = 3
 """How many times as long as one that is up a life may go without progress while it starts."""
 HELD_UP = 1.0
@@ -76,6 +67,12 @@ class Run(Protocol[Api_co]):
     """One life of a service: calls ``task_status.started(api)`` once it is up, and then goes on until cancelled."""
 
     def __call__(self, *, task_status: trio.TaskStatus[Api_co]) -> Awaitable[object]: ...
+
+
+class ReportingRun(Protocol[Api_co]):
+    """The same, told whom to report to."""
+
+    def __call__(self, *, report: Report, task_status: trio.TaskStatus[Api_co]) -> Awaitable[object]: ...
 
 
 class Service(Generic[Api]):
@@ -342,7 +339,7 @@ class Service(Generic[Api]):
         self._became(
             State.RESTARTING,
             describe_all(died_of),
-            remedy=next(filter(None, map(_remedy, died_of)), ""),
+            remedy=next(filter(None, map(remedy_for, died_of)), ""),
             next_try=self._clock.now() + pause,
         )
         await trio.sleep(pause)
@@ -357,7 +354,7 @@ class Service(Generic[Api]):
         if bugs or not told_to_end:
             failures = 0 if told_to_end else 1
             now, causes = self._clock.now(), self._health.causes
-            kinds = {_kind(error): error for error in died_of}
+            kinds = {kind_of(error): error for error in died_of}
             for kind, error in kinds.items():
                 causes = with_cause(causes, kind, describe(error), now)
             self._health = evolve(
@@ -488,6 +485,23 @@ class Supervisor:
             self._ring()
         return service
 
+    def reporting(
+        self,
+        name: str,
+        run: ReportingRun[Api],
+        needs: Sequence[Service[Any]] = (),
+        *,
+        patience: float | None = PATIENCE,
+        repairs: Sequence[Repair] = (),
+    ) -> Service[Api]:
+        """`service`, for a function that is handed its own service to report to."""
+
+        async def live(*, task_status: trio.TaskStatus[Api]) -> None:
+            await run(report=service, task_status=task_status)
+
+        service = self.service(name, live, needs, patience=patience, repairs=repairs)
+        return service
+
     @property
     def services(self) -> tuple[Service[Any], ...]:
         return tuple(self._services.values())
@@ -530,43 +544,3 @@ def _own(api: object, method: Callable[P, R]) -> Callable[P, R]:
         own: Callable[P, R] = getattr(type(api), name)
         return own
     return method
-
-
-def leaves(error: Exception) -> Iterator[Exception]:
-    """The exceptions of a group, however deep; of any other error, itself."""
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
-
-
-def _kind(error: Exception) -> str:
-    """What errors of one cause have in common: their text may name a port, or a time."""
-    match error:
-        case Disconnected():
-            return f"{error.code} {error.service}"
-        case CodedError():
-            return f"{type(error).__name__} {error.code}"
-        case _:
-            return describe(error)
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, CodedError):
-        return REMEDIES_BY_CODE.get(error.code, "")
-    if isinstance(error, EXPECTED):
-        return ""
-    return f"{NOTHING}it tries again by itself; this is a bug: report the log"
-
-
-def describe(error: BaseException) -> str:
-    """One line for people: the sentence of an error of ours, else its type and text."""
-    if isinstance(error, CodedError):
-        return error.sentence
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def describe_all(errors: Sequence[BaseException]) -> str:
-    return "; ".join(describe(error) for error in errors)

@@ -10,6 +10,7 @@ import structlog
 import trio
 from attrs import Factory, define, field
 
+from node.causes import leaves
 from node.config import TakerConfig
 from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
@@ -28,7 +29,7 @@ from node.settling import Proposed, Settler
 from node.setup import Setup
 from node.shared import SharedNode
 from node.start import Stage
-from node.supervision import Service, leaves
+from node.supervision import Service
 from node.web.views import offer_view
 from protocols import contract_setup, identify, offers, ping, positions
 from protocols.contract.numbers import BadNumber, parse_tolerance

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from node.causes import leaves
 from node.clock import Clock
 from node.health import UNREPORTED, Report, State
 from node.prices import (
@@ -38,7 +39,7 @@ from node.prices import (
     read_quote,
 )
 from node.regtest.exchange import Exchange, Mode
-from node.supervision import Supervisor, leaves
+from node.supervision import Supervisor
 from node.web.views import quote_view
 from protocols.contract.numbers import parse_price
 from protocols.errors import WorldError
