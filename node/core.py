@@ -23,6 +23,7 @@ from node.clock import Clock
 from node.clock_check import EXCHANGE, ORACLE, ClockCheck
 from node.config import NodeConfig
 from node.eventstore.interface import EventStore
+from node.health import Report
 from node.network.address import Identity
 from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
@@ -118,15 +119,15 @@ def build(
     clocks = ClockCheck(clock)
     chain = _chain(supervisor, seams.electrum(config), network, clock)
     monitor, broadcaster = Monitor(), Broadcaster(clock)
-    supervisor.service("chain-monitor", partial(chain.call, monitor.run), [chain])
-    supervisor.service("broadcaster", partial(chain.call, broadcaster.run), [chain])
+    supervisor.reporting("chain-monitor", partial(chain.call, monitor.run), [chain])
+    supervisor.reporting("broadcaster", partial(chain.call, broadcaster.run), [chain])
     if seams.wallet is None:
         file, later = config.data / "wallet.sqlite", partial(supervisor.__getitem__, "positions")
         wallet = bdk_wallet(supervisor, file, seed, chain, network=network.name, clock=clock, positions=later)
     else:
         wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain)
-    backup = supervisor.service("backup", seams.backup(config, seed, clock))
-    positions = _positions(supervisor, store, backup)
+    backup = supervisor.reporting("backup", seams.backup(config, seed, clock))
+    positions = supervisor.reporting("positions", partial(run_positions, store, backup), [store])
     oracle_keys = OracleKeys(
         scheme=config.oracle.scheme,
         announcement_key=bytes.fromhex(config.oracle.announcement_key),
@@ -171,7 +172,7 @@ def build(
     _watch_clock(core, network)
     _keep_contracts(core, seed, monitor)
     if seams.compute is in_worker_process:
-        supervisor.service("workers", keep_warm)
+        supervisor.reporting("workers", keep_warm)
     return core
 
 
@@ -205,14 +206,6 @@ def _watch_clock(core: Core, network: Network) -> None:
         await core.clocks.run(core.chain, network, report=clock, task_status=task_status)
 
     clock = core.supervisor.service("clock", run, patience=PATIENCE)
-
-
-def _positions(supervisor: Supervisor, store: Service[EventStore], backup: Service[Backup]) -> Service[Positions]:
-    async def run(*, task_status: trio.TaskStatus[Positions]) -> None:
-        await run_positions(store, backup, report=positions, task_status=task_status)
-
-    positions = supervisor.service("positions", run, [store])
-    return positions
 
 
 def _oracle(
@@ -254,7 +247,7 @@ def _feeds(supervisor: Supervisor, config: NodeConfig, clocks: ClockCheck) -> Fe
 def _endpoint(
     supervisor: Supervisor, config: NodeConfig, make: Callable[[], Endpoint], role: PeerRole
 ) -> Service[Endpoint]:
-    async def run(*, task_status: trio.TaskStatus[Endpoint]) -> None:
+    async def run(*, report: Report, task_status: trio.TaskStatus[Endpoint]) -> None:
         endpoint = make()
 
         def who(_: object) -> tuple[Dialogue[object], Host]:
@@ -263,46 +256,44 @@ def _endpoint(
 
         endpoint.handle(ping.PROTOCOL.path, answering(ping.PROTOCOL, lambda _: (ping.listener(), Host())))
         endpoint.handle(identify.PROTOCOL.path, answering(identify.PROTOCOL, who))
-        await endpoint.run(task_status=task_status)
+        await endpoint.run(report=report, task_status=task_status)
 
-    return supervisor.service("network", run)
+    return supervisor.reporting("network", run)
 
 
 def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     """What sees to it that a contract comes to its end, whatever the peer does."""
     after = core.config.abandon_after
 
-    async def run_contracts(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run_contracts(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         keeper = ChainKeeper(
-            core.positions, monitor, core.broadcaster, seed.secret, core.clock, report=contracts, after=after
+            core.positions, monitor, core.broadcaster, seed.secret, core.clock, report=report, after=after
         )
         await keeper.run(task_status=task_status)
 
-    async def run_locks(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run_locks(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         keeper = LockKeeper(
-            core.positions, monitor, core.wallet, core.clock, core.setup.fee_rate, report=locks, after=after
+            core.positions, monitor, core.wallet, core.clock, core.setup.fee_rate, report=report, after=after
         )
         await keeper.run(task_status=task_status)
 
     bumper = Bumper(core.positions, core.chain, core.wallet, core.broadcaster, core.setup.holds, core.config.fee_rate)
 
-    async def run_bumping(*, task_status: trio.TaskStatus[None]) -> None:
-        await bumper.run(report=bumping, task_status=task_status)
-
-    async def run_punishing(*, task_status: trio.TaskStatus[None]) -> None:
-        punisher = Punisher(core.positions, core.chain, core.setup.fee_rate, seed.secret, report=punishing)
+    async def run_punishing(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+        punisher = Punisher(core.positions, core.chain, core.setup.fee_rate, seed.secret, report=report)
         await punisher.run(task_status=task_status)
 
-    async def run_deadlines(*, task_status: trio.TaskStatus[None]) -> None:
-        keeper = DeadlineKeeper(core.positions, monitor, core.clock, report=deadlines)
+    async def run_deadlines(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+        keeper = DeadlineKeeper(core.positions, monitor, core.clock, report=report)
         await keeper.run(task_status=task_status)
 
     attestations = AttestationKeeper(core.positions, core.oracle)
-    contracts = core.supervisor.service("contracts", run_contracts, [core.positions])
-    locks = core.supervisor.service("locks", run_locks, [core.positions])
-    core.supervisor.service("attestations", attestations.run, [core.positions, core.oracle])
-    deadlines = core.supervisor.service("deadlines", run_deadlines, [core.positions])
-    punishing = core.supervisor.service("punishing", run_punishing, [core.positions, core.chain])
+    serve = core.supervisor.reporting
+    serve("contracts", run_contracts, [core.positions])
+    serve("locks", run_locks, [core.positions])
+    serve("attestations", attestations.run, [core.positions, core.oracle])
+    serve("deadlines", run_deadlines, [core.positions])
+    serve("punishing", run_punishing, [core.positions, core.chain])
     watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
-    core.supervisor.service("oracle-watch", watch.run, [core.positions, core.oracle])
-    bumping = core.supervisor.service("bumping", run_bumping, [core.positions, core.chain, core.wallet])
+    serve("oracle-watch", watch.run, [core.positions, core.oracle])
+    serve("bumping", bumper.run, [core.positions, core.chain, core.wallet])

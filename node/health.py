@@ -94,7 +94,7 @@ class Beating(Generic[T]):
                 return await anext(self._source)
 
 
-async def wait(event: trio.Event, report: Report, longest: float = math.inf) -> None:
+async def wait_beating(event: trio.Event, report: Report, longest: float = math.inf) -> None:
     """Return when it is set, and at the latest when the loop that waits has to beat again, or after `longest`."""
     report.beat()
     with trio.move_on_after(min(report.beat_every, longest)):

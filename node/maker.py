@@ -14,6 +14,7 @@ from bitcoin.core import CTransaction
 from node.config import MakerConfig
 from node.core import Core, build
 from node.desk import Desk
+from node.health import Beating, Report, stay
 from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress
 from node.network.connection import Connection
@@ -118,11 +119,10 @@ class Maker:
         maker = cls(core, config, board, desk, quoting)
         maker.rollover = RolloverNode(core.setup, core.feeds)
         maker._settlement = SettlementNode(core.setup, config.cooperative_spend)
-        if any(feed.url is not None for feed in core.feeds.values()):
-            core.supervisor.service("quoting", quoting.run)
-        maker.listener = core.supervisor.service("listener", maker._listen, [core.endpoint, core.positions])
-        core.supervisor.service("visitors", maker._meet, [core.endpoint])
-        core.supervisor.service("oracle-trust", maker._withdraw, [core.oracle])
+        core.supervisor.reporting("quoting", quoting.run)
+        maker.listener = core.supervisor.reporting("listener", maker._listen, [core.endpoint, core.positions])
+        core.supervisor.reporting("visitors", maker._meet, [core.endpoint])
+        core.supervisor.reporting("oracle-trust", maker._withdraw, [core.oracle])
         projections = Projections(
             core,
             lambda: {offer.id.hex(): offer_view(offer) for offer in board.standing()},
@@ -146,7 +146,7 @@ class Maker:
             host, port = self.config.public.host, self.config.public.port
         return PeerAddress(self.core.identity.public, host, port)
 
-    async def _listen(self, *, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
+    async def _listen(self, *, report: Report, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
         with self.core.endpoint.lent() as endpoint:
             for path, handler in (
                 (offers.PROTOCOL.path, answering(offers.PROTOCOL, self._publish)),
@@ -157,21 +157,27 @@ class Maker:
             ):
                 if path not in endpoint.paths:
                     endpoint.handle(path, handler)
-            await endpoint.serve(self.config.listen.host, self.config.listen.port, task_status=task_status)
+            host, port = self.config.listen.host, self.config.listen.port
+            await endpoint.serve(host, port, report=report, task_status=task_status)
 
-    async def _withdraw(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _withdraw(self, *, report: Report, task_status: trio.TaskStatus[None]) -> None:
         """Offer nothing any more once the oracle has contradicted itself; whoever offers anew is refused."""
         task_status.started()
-        await self.core.oracle.call(OracleClient.wait_distrusted)
+        distrusted = False
+        while not distrusted:
+            report.beat()
+            with trio.move_on_after(report.beat_every):
+                await self.core.oracle.call(OracleClient.wait_distrusted)
+                distrusted = True
         self.board.clear_all()
-        await trio.sleep_forever()
+        await stay(report)
 
-    async def _meet(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _meet(self, *, report: Report, task_status: trio.TaskStatus[None]) -> None:
         """Ask everybody who connects who it is."""
         with self.core.endpoint.lent() as endpoint, endpoint.connection_events() as events:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for event in events:
+                async for event in Beating(report, events):
                     if isinstance(event, ConnectionUp):
                         nursery.start_soon(self._identify, event.connection)
             raise WorldError("too_many_connections", "connections came and went faster than they could be asked")

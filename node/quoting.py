@@ -16,6 +16,7 @@ from attrs import define, evolve
 
 from node.clock import Clock
 from node.errors import Conflict, Disconnected, NotFound
+from node.health import UNREPORTED, Report
 from node.offers import OfferBoard
 from node.prices import Feed, Quote
 from protocols.contract.numbers import PRICE_PLACES, BadNumber, format_decimal, parse_part, parse_price
@@ -120,7 +121,9 @@ class Quoting:
         self.forget(symbol, side)
         return quoted
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
         """Keep the offers in step with the market. When this ends, they are withdrawn: nobody would."""
         self._running = True
         try:
@@ -130,6 +133,7 @@ class Quoting:
                 while True:
                     for quoted in self.all():
                         self._look(quoted)
+                    report.beat()
                     await trio.sleep(LOOK_EVERY)
         finally:
             self._running = False

@@ -16,6 +16,7 @@ from attrs import Factory, define, field, frozen
 from node.clock import Clock
 from node.config import RolloverTable
 from node.errors import Conflict, NotFound
+from node.health import UNREPORTED, Report, wait_beating
 from node.network.connection import Connection
 from node.network.conversation import speak
 from node.position.book import Positions
@@ -68,7 +69,9 @@ class Schedule:
     def __attrs_post_init__(self) -> None:
         self._turns = defaultdict(lambda: trio.CapacityLimiter(AT_ONCE))
 
-    async def run(self, *, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """A service; its API is where rollovers run."""
         with self.node.setup.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
@@ -83,8 +86,7 @@ class Schedule:
                             self._start(nursery, position)
                         elif wait is not None:
                             pause = min(pause, wait)
-                    with trio.move_on_after(pause):
-                        await self._wake.wait()
+                    await wait_beating(self._wake, report, pause)
 
     async def _notice(self, positions: Positions) -> None:
         async for _ in positions.changed.changes():

@@ -26,10 +26,11 @@ from node.clock import Clock
 from node.config import NodeConfig
 from node.eventstore.interface import EventStore
 from node.eventstore.sqlite import run_store
+from node.health import UNREPORTED, Report
 from node.network.address import Identity
 from node.network.endpoint import Endpoint
 from node.prices import Feed
-from node.supervision import Run
+from node.supervision import ReportingRun
 from node.wallet.interface import Wallet
 from node.wallet.seed import Seed
 from node.workers import in_worker_process
@@ -85,15 +86,18 @@ def _seed(config: NodeConfig) -> Seed:
     return seed
 
 
-def _run_sqlite(config: NodeConfig, clock: Clock) -> Run[EventStore]:
+def _run_sqlite(config: NodeConfig, clock: Clock) -> ReportingRun[EventStore]:
     return partial(run_store, config.data / "events.sqlite", clock=clock)
 
 
-def _backup(config: NodeConfig, seed: Seed, clock: Clock) -> Run[Backup]:
+def _backup(config: NodeConfig, seed: Seed, clock: Clock) -> ReportingRun[Backup]:
     files, seal, owner = Folder(config.backup_folder), Seal(seed.secret), Owner(config.network, config.role)
 
-    async def run(*, task_status: trio.TaskStatus[Backup] = trio.TASK_STATUS_IGNORED) -> None:
-        await run_backup(Backup(files, seal, owner, clock, secrets.token_bytes), task_status=task_status)
+    async def run(
+        *, report: Report = UNREPORTED, task_status: trio.TaskStatus[Backup] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        opened = Backup(files, seal, owner, clock, secrets.token_bytes)
+        await run_backup(opened, report=report, task_status=task_status)
 
     return run
 
@@ -112,8 +116,8 @@ class Seams:
     """All random bytes that the node draws, but for those of a new seed."""
     jitter: random.Random = Factory(random.Random)
     """Of the pauses before a service is begun anew."""
-    run_store: Callable[[NodeConfig, Clock], Run[EventStore]] = _run_sqlite
-    backup: Callable[[NodeConfig, Seed, Clock], Run[Backup]] = _backup
+    run_store: Callable[[NodeConfig, Clock], ReportingRun[EventStore]] = _run_sqlite
+    backup: Callable[[NodeConfig, Seed, Clock], ReportingRun[Backup]] = _backup
     electrum: Callable[[NodeConfig], Servers] = _electrum
     wallet: Callable[[Seed, Clock, ElectrumClient], Awaitable[Wallet]] | None = None
     """None: BDK's, which dials the node's own Electrum endpoint."""

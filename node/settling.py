@@ -13,7 +13,7 @@ from attrs import Factory, define, frozen
 
 from node.close_price import closing_price, closing_quote, is_worse, worst_price
 from node.errors import Conflict, Disconnected, FieldError, NotFound
-from node.health import UP, State
+from node.health import UNREPORTED, UP, Beating, Report, State
 from node.network.connection import Connection
 from node.network.conversation import speak
 from node.oracle.client import OracleClient
@@ -70,7 +70,9 @@ class Settler:
     _unwanted: set[bytes] = Factory(set)
     """Positions whose maker spends no commit together with us."""
 
-    async def run(self, *, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Until cancelled. A close that was asked for and not signed in an earlier life is over: the price is old."""
         with self.node.base.positions.lent() as positions:
             for position in positions.all():
@@ -82,7 +84,7 @@ class Settler:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._leave_liar, positions, nursery)
                 task_status.started(nursery)
-                async for _ in positions.changed.changes():
+                async for _ in Beating(report, positions.changed.changes()):
                     for position in positions.all():
                         if position.id not in tended and self._unfinished(position) is not None:
                             tended.add(position.id)

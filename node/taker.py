@@ -14,6 +14,7 @@ from node.causes import leaves
 from node.config import TakerConfig
 from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
+from node.health import Report, stay
 from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress
 from node.network.connection import Connection
@@ -110,14 +111,14 @@ class Taker:
         taker.schedule = Schedule(RolloverNode(core.setup, core.feeds), config.rollover, taker.connections.get)
         for text in config.makers:
             address = PeerAddress.parse(text)
-            taker.links[address.peer.key] = core.supervisor.service(
+            taker.links[address.peer.key] = core.supervisor.reporting(
                 f"maker-{address.peer.short}", partial(taker._keep_link, address), [core.endpoint]
             )
-        taker._trades = core.supervisor.service("setups", _run_nursery, [core.positions])
-        taker._rollovers = core.supervisor.service("rollovers", taker.schedule.run, [core.positions])
+        taker._trades = core.supervisor.reporting("setups", _run_nursery, [core.positions])
+        taker._rollovers = core.supervisor.reporting("rollovers", taker.schedule.run, [core.positions])
         settling = SettlementNode(core.setup, config.cooperative_spend)
         taker.settler = Settler(settling, core.feeds, taker.links, config.close_band, config.close_if_oracle_lies)
-        taker.settlements = core.supervisor.service("settlements", taker.settler.run, [core.positions])
+        taker.settlements = core.supervisor.reporting("settlements", taker.settler.run, [core.positions])
         projections = Projections(
             core,
             taker.offers_view,
@@ -151,7 +152,9 @@ class Taker:
 
     # --- the link to a maker ------------------------------------------------------------------------------------------
 
-    async def _keep_link(self, address: PeerAddress, *, task_status: trio.TaskStatus[MakerLink]) -> None:
+    async def _keep_link(
+        self, address: PeerAddress, *, report: Report, task_status: trio.TaskStatus[MakerLink]
+    ) -> None:
         """One connection's life: who is it, what does it offer, how far is it."""
         with self.core.endpoint.lent() as endpoint:
             try:
@@ -161,7 +164,7 @@ class Taker:
             except RemoteError as error:
                 raise _of_the_world(address, error) from error
             try:
-                await self._speak_with(address, connection, task_status)
+                await self._speak_with(address, connection, report, task_status)
             except Exception as error:
                 # several dialogues may end at once, each with its own reason; one that says more than that it ended
                 faults = list(leaves(error))
@@ -175,7 +178,7 @@ class Taker:
                     await connection.aclose()
 
     async def _speak_with(
-        self, address: PeerAddress, connection: Connection, task_status: trio.TaskStatus[MakerLink]
+        self, address: PeerAddress, connection: Connection, report: Report, task_status: trio.TaskStatus[MakerLink]
     ) -> None:
         identity = await speak(connection, identify.PROTOCOL, identify.opener(self.config.network), Host())
         link = MakerLink(address, connection, identity)
@@ -191,7 +194,7 @@ class Taker:
             link.offers, link.offers_at = ask.offers, self.core.clock.now()
             if first:
                 task_status.started(link)
-            self._fresh(address)
+            report.fresh()
 
         sent_at = 0.0
 
@@ -204,7 +207,8 @@ class Taker:
 
         async def answered(_: Answered) -> None:
             link.latency = trio.current_time() - sent_at
-            self._fresh(address)
+            report.fresh()
+            report.beat()
 
         async with trio.open_nursery() as nursery:
             pinging = Host(answers={NextNonce: next_nonce, Answered: answered})
@@ -227,9 +231,6 @@ class Taker:
                     log.info("not shared: over at the maker, or lost there", order=each.own.order_id.hex(), **told)
         except CodedError as error:
             log.info("positions not compared", code=error.code, reason=error.sentence, **told)
-
-    def _fresh(self, address: PeerAddress) -> None:
-        self.links[address.peer.key].fresh()
 
     # --- rollovers ----------------------------------------------------------------------------------------------------
 
@@ -320,11 +321,11 @@ def _of_the_world(address: PeerAddress, fault: Exception) -> WorldError:
     return WorldError(fault.code, f"maker {address.peer.short}: {fault.sentence}")
 
 
-async def _run_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+async def _run_nursery(*, report: Report, task_status: trio.TaskStatus[trio.Nursery]) -> None:
     """A place for setups to run in."""
     async with trio.open_nursery() as nursery:
         task_status.started(nursery)
-        await trio.sleep_forever()
+        await stay(report)
 
 
 def build_behind(config: TakerConfig, stage: Stage) -> None:

@@ -14,12 +14,15 @@ import anyio.to_process
 import trio
 from anyio import BrokenWorkerProcess
 
+from node.health import UNREPORTED, Report
 from protocols.errors import WorldError
 
 R = TypeVar("R")
 
 KEEP_WARM_EVERY = 120.0
 """Seconds; an idle worker is ended after 300."""
+WARM_WITHIN = 60.0
+"""Seconds; a process that hangs is given up then."""
 
 
 async def in_worker_process(function: Callable[..., R], args: tuple[object, ...]) -> R:
@@ -37,18 +40,24 @@ async def in_worker_process(function: Callable[..., R], args: tuple[object, ...]
     raise AssertionError("the second try returns or raises")
 
 
-async def keep_warm(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def keep_warm(
+    *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """The service: starts a worker ahead of the first contract, and shows when none can be had."""
     await _warm()
     task_status.started()
     while True:
-        await trio.sleep(KEEP_WARM_EVERY)
+        report.beat()
+        await trio.sleep(min(KEEP_WARM_EVERY, report.beat_every))
         await _warm()
 
 
 async def _warm() -> None:
-    with trio.CancelScope(shield=True):  # anyio forgets a process whose start is cancelled, and leaves it running
+    # anyio forgets a process whose start is cancelled, and leaves it running
+    with trio.move_on_after(WARM_WITHIN, shield=True):
         await in_worker_process(_import_signing, ())
+        return
+    raise WorldError("no_worker", f"a worker process did not answer within {WARM_WITHIN:g} s")
 
 
 def _import_signing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from node.backup.files import Files, write_whole
 from node.backup.format import BadBackup, Contents, Head, Record, Seal
 from node.clock import Clock
 from node.eventstore.interface import RunBlocking
+from node.health import UNREPORTED, Report
 from protocols.errors import LocalError, WorldError
 
 R = TypeVar("R")
@@ -133,8 +135,18 @@ def write_new(path: Path, data: bytes) -> None:
         raise WorldError("backup_failed", f"{path}: {error.strerror or error}") from error
 
 
-async def run_backup(backup: Backup, *, task_status: trio.TaskStatus[Backup] = trio.TASK_STATUS_IGNORED) -> None:
-    """The service: up once it has seen what is there. It writes when it is asked to, and is asked again."""
+async def run_backup(
+    backup: Backup,
+    *,
+    report: Report = UNREPORTED,
+    task_status: trio.TaskStatus[Backup] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The service: up once it has seen what is there. It writes when it is asked to, and is asked again; meanwhile it
+    sees whether its place still answers."""
     await backup.open()
     task_status.started(backup)
-    await trio.sleep_forever()
+    while True:
+        with contextlib.suppress(WorldError):  # the keeper tells of it
+            await backup.run_blocking(backup.files.names)
+        report.beat()
+        await trio.sleep(report.beat_every)

@@ -11,6 +11,7 @@ from node.chain.electrum import BroadcastRejected, ElectrumClient
 from node.chain.latest import Latest
 from node.chain.session import ServerLost
 from node.clock import Clock
+from node.health import UNREPORTED, Report
 from protocols.errors import WorldError
 
 EVERY = 30.0
@@ -77,7 +78,11 @@ class Broadcaster:
         return dict(self._status)
 
     async def run(
-        self, client: ElectrumClient, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        client: ElectrumClient,
+        *,
+        report: Report = UNREPORTED,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Hand everything in now, on every new tip and every 30 s, until the connection ends: `ServerLost`."""
         async with trio.open_nursery() as nursery:
@@ -88,6 +93,7 @@ class Broadcaster:
                 while True:
                     with trio.move_on_after(EVERY):
                         await anext(tips)
+                    report.beat()
                     self._due.update(self._kept)
                     self._bell.set()
             except ServerLost:

@@ -13,6 +13,7 @@ import trio
 from node.chain.chainsync import Tip, headers_in_one
 from node.chain.electrum import AGENT, PROTOCOL, ElectrumClient, Notify
 from node.chain.session import ServerError, ServerLost
+from node.health import UNREPORTED, Beating, Report
 from protocols.errors import WorldError
 
 MAX_REQUEST = 2**20
@@ -47,7 +48,11 @@ class Forwarder:
         """Where it listens; chosen by the system in the first life."""
 
     async def run(
-        self, client: ElectrumClient, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+        self,
+        client: ElectrumClient,
+        *,
+        report: Report = UNREPORTED,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Start with the port. Ends, and every dialler with it, with the connection: `ServerLost`."""
         try:
@@ -59,7 +64,7 @@ class Forwarder:
             await nursery.start(trio.serve_listeners, partial(_serve, client), listeners)
             task_status.started(self.port)
             try:
-                async for _ in client.tips():
+                async for _ in Beating(report, client.tips()):
                     pass
             except ServerLost:
                 nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from bitcoin.core import CTransaction
 
 from node.chain.electrum import ElectrumClient, parse_transaction, script_hash
 from node.chain.session import ServerLost
+from node.health import UNREPORTED, Beating, Report
 from protocols.contract.scripts import ANCHOR_SCRIPT
 from protocols.errors import WorldError
 
@@ -92,7 +93,11 @@ class Monitor:
         return following
 
     async def run(
-        self, client: ElectrumClient, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        client: ElectrumClient,
+        *,
+        report: Report = UNREPORTED,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Follow on this connection until it ends: `ServerLost`."""
         async with trio.open_nursery() as nursery:
@@ -102,7 +107,7 @@ class Monitor:
                     state.subscribed, state.stale = False, True
                     self._refresh(state)
                 task_status.started()
-                async for _ in client.tips():
+                async for _ in Beating(report, client.tips()):
                     self._look_again(client)
             except ServerLost:
                 nursery.cancel_scope.cancel()

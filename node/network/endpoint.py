@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 import structlog
 import trio
 from attrs import define, field, frozen
 
+from node.health import UNREPORTED, Report, stay
 from node.network.address import Identity, PeerAddress, PeerId
 from node.network.connection import BUSY, FORBIDDEN, PATH, Connection, Liveness, shake_hands
 from node.network.errors import CannotListen, DialFailed, HandshakeFailed, Refuse
@@ -134,14 +136,16 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"<Endpoint {self.identity.public.short} {len(self._connections)} connections>"
 
-    async def run(self, *, task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serve until cancelled; the started value is the endpoint itself. Listening begins with `listen`."""
         if self._nursery is not None:
             raise LocalError("already_running", "the endpoint is running already")
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started(self)
-                await trio.sleep_forever()
+                await stay(report)
         finally:
             self._nursery = None
             for subscriber in self._subscribers:
@@ -190,7 +194,12 @@ class Endpoint:
         return where
 
     async def serve(
-        self, host: str, port: int, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+        self,
+        host: str,
+        port: int,
+        *,
+        report: Report = UNREPORTED,
+        task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """`listen`, until this call is cancelled; connections that were taken go on. Started with the address."""
         nursery = self._running()
@@ -198,8 +207,10 @@ class Endpoint:
             listeners, where = await self._carriers.listen(host, port)
         except OSError as error:
             raise CannotListen(host, port, _why(error)) from error
-        task_status.started(where)
-        await trio.serve_listeners(self.accept, listeners, handler_nursery=nursery)
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(partial(trio.serve_listeners, self.accept, listeners, handler_nursery=nursery))
+            task_status.started(where)
+            await stay(report)
 
     async def dial(self, address: PeerAddress) -> Connection:
         """Connect to a peer. Raises DialFailed, HandshakeFailed, or LocalError if we may or can not dial it."""

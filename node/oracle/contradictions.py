@@ -18,6 +18,7 @@ from bitcoin.core import CTransaction
 from node.chain.electrum import ElectrumClient
 from node.clock import Clock
 from node.errors import Disconnected
+from node.health import UNREPORTED, Beating, Report
 from node.oracle.client import OracleClient
 from node.position.book import Positions
 from node.position.state import EndingKind, Position
@@ -49,13 +50,15 @@ class OracleWatch:
     seed: bytes = field(repr=False)
     """64 bytes."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         asked: set[str] = set()
         looked: set[tuple[bytes, bytes]] = set()
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for _ in positions.changed.changes():
+                async for _ in Beating(report, positions.changed.changes()):
                     for position in positions.all():
                         for announcement in _named(position):
                             if announcement.id not in asked:

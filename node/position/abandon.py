@@ -16,7 +16,7 @@ from bitcoin.core import CTransaction
 
 from node.chain.monitor import Monitor
 from node.clock import Clock
-from node.health import UNREPORTED, Report
+from node.health import UNREPORTED, Beating, Report
 from node.position.book import Positions
 from node.position.commands import abandon_lock
 from node.position.events import LockAbandoned
@@ -136,7 +136,7 @@ class LockKeeper:
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for _ in positions.changed.changes():
+                async for _ in Beating(self.report, positions.changed.changes()):
                     for position in positions.all():
                         if position.id not in kept and position.state in OUT:
                             kept.add(position.id)

@@ -160,9 +160,10 @@ class Positions:
             _log.warning("not on record yet", order=order_id.hex(), reason=error.sentence)
             self._owed.append((order_id, command))
 
-    async def keep_record(self) -> NoReturn:
+    async def keep_record(self, report: Report = UNREPORTED) -> NoReturn:
         """Write what `record` could not, as soon as the disk takes it."""
         while True:
+            report.beat()
             await trio.sleep(AGAIN)
             owed, self._owed = self._owed, []
             for order_id, command in owed:
@@ -279,4 +280,4 @@ async def run_positions(
             if positions.backup is not None:
                 nursery.start_soon(positions.backup.run, positions)
             task_status.started(positions)
-            await positions.keep_record()
+            await positions.keep_record(report)

@@ -25,7 +25,7 @@ from node.chain.electrum import ElectrumClient
 from node.chain.latest import Changes
 from node.chain.session import ServerLost
 from node.config import FeeRateTable
-from node.health import UNREPORTED, Report
+from node.health import UNREPORTED, Report, wait_beating
 from node.position.book import Positions
 from node.position.state import Position
 from node.supervision import Service
@@ -92,8 +92,7 @@ class Bumper:
                         report.degraded("; ".join(problems))
                     else:
                         report.recovered()
-                    with trio.move_on_after(LOOK_EVERY):
-                        await self._bell.wait()
+                    await wait_beating(self._bell, report, LOOK_EVERY)
 
     async def _ring(self, changes: Changes[Tip] | Changes[int]) -> None:
         async for _ in changes:

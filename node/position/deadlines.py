@@ -67,6 +67,7 @@ class DeadlineKeeper:
                     self.report.degraded("; ".join(sorted(problems)))
                 else:
                     self.report.recovered()
+                self.report.beat()
                 await trio.sleep(min(self.every, self.clock.wall_seconds(BEFORE_EXPIRY) / 2))
 
     async def _look(self, positions: Positions, position: Position, waited: float, problems: list[str]) -> None:

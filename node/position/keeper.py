@@ -15,7 +15,7 @@ from attrs import Factory, define, field, frozen
 from node.chain.broadcast import Broadcaster
 from node.chain.monitor import Monitor
 from node.clock import Clock
-from node.health import UNREPORTED, Report
+from node.health import UNREPORTED, Beating, Report
 from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LOOK_EVERY
 from node.position.book import Positions
@@ -60,7 +60,7 @@ class ChainKeeper:
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for _ in positions.changed.changes():
+                async for _ in Beating(self.report, positions.changed.changes()):
                     for position in positions.all():
                         if position.id in kept or position.contract is None:
                             continue
@@ -161,7 +161,9 @@ class AttestationKeeper:
     positions: Service[Positions]
     oracle: Service[OracleClient]
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         asked: dict[str, Attestation | None] = {}
         """By event; None while it is not attested."""
         told: dict[bytes, frozenset[int]] = {}
@@ -169,7 +171,7 @@ class AttestationKeeper:
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for _ in positions.changed.changes():
+                async for _ in Beating(report, positions.changed.changes()):
                     for position in positions.all():
                         claimable = _claimable(position)
                         new = claimable.keys() - told.get(position.id, frozenset())

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from bitcoin.core import CTransaction
 
 from node.chain.electrum import ElectrumClient
-from node.health import UNREPORTED, Report
+from node.health import UNREPORTED, Report, wait_beating
 from node.position.book import Positions
 from node.position.closing import punish
 from node.position.due import spends
@@ -92,8 +92,7 @@ class Punisher:
                         self.report.degraded("; ".join(problems))
                     else:
                         self.report.recovered()
-                    with trio.move_on_after(LOOK_EVERY):
-                        await bell.wait()
+                    await wait_beating(bell, self.report, LOOK_EVERY)
 
     async def _look(self, positions: Positions, tip: int) -> list[str]:
         problems: list[str] = []

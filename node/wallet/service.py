@@ -38,7 +38,7 @@ def bdk_wallet(
     """The wallet, and before it the Electrum endpoint that BDK dials. Once up it stays so while the chain is away, and
     what it shows keeps its age. `positions` is asked for when it is needed: that service may be added later."""
     forwarder = Forwarder()
-    forward = supervisor.service("wallet-chain", partial(chain.call, forwarder.run), [chain])
+    forward = supervisor.reporting("wallet-chain", partial(chain.call, forwarder.run), [chain])
     rebuilding = False
 
     def endpoint() -> str:

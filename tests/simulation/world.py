@@ -31,6 +31,7 @@ from node.config import MakerConfig, NodeConfig, TakerConfig
 from node.errors import NotFound
 from node.eventstore.memory import MemoryBackend, run_memory_store
 from node.eventstore.memory import inline as at_once
+from node.health import Report
 from node.maker import Maker
 from node.network.address import Identity
 from node.network.conversation import inline
@@ -45,7 +46,7 @@ from node.regtest.index import Index, script_hash
 from node.regtest.mempool import Mempool
 from node.regtest.treasury import Treasury
 from node.seams import Seams
-from node.supervision import Run
+from node.supervision import ReportingRun
 from node.taker import Taker
 from node.wallet.bip86 import RECEIVE, Account
 from node.wallet.interface import Wallet
@@ -271,15 +272,15 @@ class Life:
         async def open_wallet(seed: Seed, clock: Clock, client: ElectrumClient) -> Wallet:
             return WalletInMemory(self)
 
-        def run_store(config: NodeConfig, clock: Clock) -> Run[Any]:
+        def run_store(config: NodeConfig, clock: Clock) -> ReportingRun[Any]:
             return partial(run_memory_store, disk)
 
         salts = random.Random(f"backup/{world.seed}/{player.name}/{self.number}").randbytes
 
-        async def run_backup_in_memory(*, task_status: trio.TaskStatus[Backup]) -> None:
+        async def run_backup_in_memory(*, report: Report, task_status: trio.TaskStatus[Backup]) -> None:
             seal = Seal(player.seed.secret)
             backup = Backup(player.backup, seal, Owner("regtest", player.config.role), self.clock, salts, at_once)
-            await run_backup(backup, task_status=task_status)
+            await run_backup(backup, report=report, task_status=task_status)
 
         def endpoint(identity: Identity) -> Endpoint:
             kind = substreams(self, world.faults)
