@@ -31,3 +31,13 @@ class Clock:
     def wall_seconds(self, calendar_seconds: float) -> float:
         """How many wall-clock seconds a span of the calendar takes."""
         return calendar_seconds * self.hour / 3600.0
+
+
+SHORTEST = 0.001
+"""Seconds; a pause that is shorter than the clocks' resolution would be no pause at all."""
+
+
+def step(left: float, longest: float) -> float:
+    """Seconds to sleep on the way to a moment that is `left` seconds away: the wall clock may be set, so it is looked
+    at again after `longest` at the latest, and `longest` after the moment as well."""
+    return min(max(left, SHORTEST), longest) if left > 0 else longest

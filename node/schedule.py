@@ -13,7 +13,7 @@ import structlog
 import trio
 from attrs import Factory, define, field, frozen
 
-from node.clock import Clock
+from node.clock import Clock, step
 from node.config import RolloverTable
 from node.errors import Conflict, NotFound
 from node.health import UNREPORTED, Report, wait_beating
@@ -28,7 +28,7 @@ from protocols import rollover
 from protocols.contract.rolling import START_FROM, START_UNTIL, check_start, funding_for
 from protocols.contract.schedule import HOUR, expiry
 from protocols.contract.transactions import ContractPlan
-from protocols.errors import CodedError, Refused, WorldError
+from protocols.errors import CodedError, LocalError, Refused, WorldError
 
 TRY_EVERY = 300
 """Seconds of the calendar between two tries of a rollover that binds nobody yet."""
@@ -38,6 +38,9 @@ AT_ONCE = 8
 """With one maker, which has a limit of its own."""
 LOOK_EVERY = 30.0
 """Seconds at most: the wall clock may be set, or the machine sleep."""
+
+PAUSE = 2.0
+"""Seconds between two looks whether the oracle and the exchange are back."""
 
 log = structlog.get_logger("rollover")
 
@@ -85,7 +88,7 @@ class Schedule:
                         if wait is not None and wait <= 0:
                             self._start(nursery, position)
                         elif wait is not None:
-                            pause = min(pause, wait)
+                            pause = min(pause, step(wait, LOOK_EVERY))
                     await wait_beating(self._wake, report, pause)
 
     async def _notice(self, positions: Positions) -> None:
@@ -117,7 +120,11 @@ class Schedule:
         at = first + self._delay(position.id)
         if last is not None:
             at = max(at, last.calendar + TRY_EVERY)
-        return self._clock.wall_seconds(at - now) if max(at, now) <= until else None
+        if max(at, now) > until:
+            return None
+        if at <= now and self._paused(position) is not None:
+            return PAUSE
+        return self._clock.wall_seconds(at - now)
 
     def _hindrance(self, position: Position) -> str | None:
         """Why no rollover of this position is begun by itself, but for time and the maker."""
@@ -126,6 +133,15 @@ class Schedule:
         try:
             check_rollable(position)
         except RefusedCommand as refusal:
+            return refusal.sentence
+        return None
+
+    def _paused(self, position: Position) -> str | None:
+        """Why a rollover that may begin cannot, for as long as the oracle or the exchange is away."""
+        assert position.offer is not None
+        try:
+            self.node.check_ready(position.offer.symbol)
+        except (WorldError, LocalError) as refusal:
             return refusal.sentence
         return None
 
@@ -155,6 +171,8 @@ class Schedule:
             except RefusedCommand as refusal:
                 raise Conflict(refusal.code, refusal.sentence) from refusal
             check_start(_expiry(position), self._clock.calendar(), Conflict)
+            assert position.offer is not None
+            self.node.check_ready(position.offer.symbol)
         self._start(nursery, position)
 
     def _start(self, nursery: trio.Nursery, position: Position) -> None:
@@ -219,6 +237,8 @@ class Schedule:
                 return hindrance
             if self._clock.calendar() > until:
                 return "the contract expires too soon for another rollover"
+            if paused := self._paused(position):
+                return paused
         return None if self.connection(position.peer) else f"maker {position.peer[:8].hex()} is not connected"
 
 

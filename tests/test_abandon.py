@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from node.clock import step
 from node.position.abandon import LockKeeper
 from node.position.state import State
 from node.regtest.policy import Rejected
@@ -55,3 +56,11 @@ async def test_what_comes_of_an_abandoned_lock(tmp_path: Path, monkeypatch: pyte
                     assert node.position(order_id).inputs_held == frozenset()
                     assert node.position(order_id).refusal is not None
                 nursery.cancel_scope.cancel()
+
+
+def test_pauses_can_be_seen_by_the_clock() -> None:
+    """A pause below the clock's resolution ends at the moment at which it began, and would be made for ever."""
+    now = 205.8
+    assert now + 1e-14 == now
+    assert now + step(1e-14, 30.0) > now
+    assert [step(left, 30.0) for left in (12.5, 45.0, 0.0, -3.0)] == [12.5, 30.0, 30.0, 30.0]

@@ -15,7 +15,7 @@ from attrs import frozen
 from bitcoin.core import CTransaction
 
 from node.chain.monitor import Monitor
-from node.clock import Clock
+from node.clock import Clock, step
 from node.health import UNREPORTED, Beating, Report
 from node.position.book import Positions
 from node.position.commands import abandon_lock
@@ -153,8 +153,7 @@ class LockKeeper:
                     await self._abandon(positions, position)
             elif left <= 0 and not await self._in_a_mempool(position):
                 await self._abandon(positions, position)
-            # in short steps: the wall clock may be set ahead
-            await trio.sleep(min(left, LOOK_EVERY) if left > 0 else LOOK_EVERY)
+            await trio.sleep(step(left, LOOK_EVERY))
 
     async def _in_a_mempool(self, position: Position) -> bool:
         with self.monitor.follow(watched_scripts(position)) as views:

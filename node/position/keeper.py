@@ -14,7 +14,7 @@ from attrs import Factory, define, field, frozen
 
 from node.chain.broadcast import Broadcaster
 from node.chain.monitor import Monitor
-from node.clock import Clock
+from node.clock import Clock, step
 from node.health import UNREPORTED, Beating, Report
 from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LOOK_EVERY
@@ -117,9 +117,8 @@ class ChainKeeper:
             if self._too_late(position, kept) != given_up:
                 given_up = not given_up
                 await self._broadcast(positions, kept)
-            # in short steps: the wall clock may be set
             left = position.out_since + self.after - self.clock.now() if position.state is State.OPENING else LOOK_EVERY
-            await trio.sleep(min(left, LOOK_EVERY) if left > 0 else LOOK_EVERY)
+            await trio.sleep(step(left, LOOK_EVERY))
 
     async def _broadcast(self, positions: Positions, kept: _Kept) -> None:
         async with kept.turn:  # so that who comes last has seen everything

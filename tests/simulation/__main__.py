@@ -54,9 +54,11 @@ def _attempt(task: Callable[[], Outcome]) -> Outcome | str:
     try:
         return evolve(task(), found=None, logs=())
     except Exception as error:  # noqa: BLE001  # one run that breaks must not hide the others
-        return f"{error!r} {error.__cause__ or ''}".rstrip()
+        told = f"{error!r} {error.__cause__ or ''}".rstrip()
     finally:
         signal.alarm(0)
+    gc.collect()  # tasks that were broken off are closed here, and not in the midst of a later run
+    return told
 
 
 def _too_long(*_: object) -> None:
