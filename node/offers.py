@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import trio
 
 from node.clock import Clock
@@ -11,11 +13,13 @@ from protocols.offers import STALE_AFTER, Offer
 
 
 class OfferBoard:
-    """One offer for each symbol and side. A new one replaces the old, and each stands for ten minutes at most."""
+    """One offer for each symbol and side. A new one replaces the old, and each stands for ten minutes at most; none of
+    a symbol that is held does, until it is held no longer."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._offers: dict[tuple[str, Side], Offer] = {}
+        self._held: Mapping[str, str] = {}
         self._changed = trio.Event()
 
     def put(self, offer: Offer) -> None:
@@ -41,13 +45,24 @@ class OfferBoard:
         self._offers.clear()
         self._ring()
 
+    @property
+    def held(self) -> Mapping[str, str]:
+        """By symbol why nothing of it stands at present."""
+        return self._held
+
+    def hold(self, reasons: Mapping[str, str]) -> None:
+        """From now on no offer of these symbols stands, and every one of the others does."""
+        if reasons != self._held:
+            self._held = dict(reasons)
+            self._ring()
+
     def find(self, offer_id: bytes) -> Offer | None:
         return next((offer for offer in self.standing() if offer.id == offer_id), None)
 
     def standing(self) -> tuple[Offer, ...]:
         """Those that can be taken now."""
-        now = self._clock.now()
-        return tuple(offer for offer in self._offers.values() if not offer.stale(now))
+        now, held = self._clock.now(), self._held
+        return tuple(offer for offer in self._offers.values() if offer.symbol not in held and not offer.stale(now))
 
     async def next_set(self, last: tuple[Offer, ...] | None) -> tuple[Offer, ...]:
         """The set that stands, as soon as it differs from `last`."""

@@ -2,6 +2,7 @@
 
 Such an offer is priced from the feed's quote, and priced anew, under a new id, when the quote moved away from it or it
 grew old. While there is no fresh quote, or the node cannot serve an order, it is withdrawn; it comes back by itself.
+So are, and do, those that were given a price.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import trio
 from attrs import define, evolve
 
 from node.clock import Clock
-from node.errors import Conflict, Disconnected, NotFound
+from node.errors import Conflict, NotFound
 from node.health import UNREPORTED, Report
 from node.offers import OfferBoard
 from node.prices import Feed, Quote
 from protocols.contract.numbers import PRICE_PLACES, BadNumber, format_decimal, parse_part, parse_price
 from protocols.contract.terms import Side
-from protocols.errors import LocalError
+from protocols.errors import LocalError, WorldError
 from protocols.offers import ID_LENGTH, Offer
 
 LOOK_EVERY = 0.5
@@ -74,7 +75,7 @@ class Quoting:
         fee_rate: Callable[[], Awaitable[int]],
         entropy: Callable[[int], bytes],
     ) -> None:
-        """`step` is the part of its price by which a price may lag; `check_ready` raises Disconnected or LocalError
+        """`step` is the part of its price by which a price may lag; `check_ready` raises WorldError or LocalError
         while orders cannot be served; `fee_rate` says what new positions pay, sat/vB."""
         self._feeds = feeds
         self._board = board
@@ -105,6 +106,7 @@ class Quoting:
         self._fee_rate = offer.fee_rate
         quoted = self._quoted[offer.symbol, offer.side] = Quoted(offer, spread)
         self._board.clear(offer.symbol, offer.side)
+        self._board.hold(self._obstacles())
         self._look(quoted)
         return quoted
 
@@ -131,12 +133,14 @@ class Quoting:
                 nursery.start_soon(self._keep_fee_rate)
                 task_status.started()
                 while True:
+                    self._board.hold(self._obstacles())
                     for quoted in self.all():
                         self._look(quoted)
                     report.beat()
                     await trio.sleep(LOOK_EVERY)
         finally:
             self._running = False
+            self._board.hold({})
             for quoted in self.all():
                 self._withdraw(quoted, NOT_RUNNING)
         raise AssertionError("the loop above has no end")
@@ -172,14 +176,24 @@ class Quoting:
         quoted.offer, quoted.reason = offer, None
 
     def _obstacle(self, feed: Feed) -> str | None:
-        """Why nothing may be offered now."""
+        """Why nothing may be offered by this feed now."""
+        return self._unready() or feed.problem() if self._running else NOT_RUNNING
+
+    def _obstacles(self) -> dict[str, str]:
+        """By symbol why no order could be served now, whatever the offer's price is from; nobody knows while it does not
+        run."""
         if not self._running:
-            return NOT_RUNNING
+            return {}
+        unready = self._unready()
+        found = {symbol: unready or (feed.problem() if feed.url else None) for symbol, feed in self._feeds.items()}
+        return {symbol: reason for symbol, reason in found.items() if reason}
+
+    def _unready(self) -> str | None:
         try:
             self._check_ready()
-        except (Disconnected, LocalError) as refusal:
+        except (WorldError, LocalError) as refusal:
             return refusal.sentence
-        return feed.problem()
+        return None
 
     def _due(self, offer: Offer, price: Fraction, now: float) -> bool:
         stands = parse_price(offer.price)

@@ -28,7 +28,7 @@ from protocols.contract.terms import Role
 from protocols.contract.transactions import ContractPlan
 from protocols.contract_setup import Attempt
 from protocols.dialogue import Dialogue, Fact
-from protocols.errors import Declined, LocalError
+from protocols.errors import Declined, LocalError, WorldError
 from protocols.rollover import (
     Conditions,
     DecideRollover,
@@ -78,6 +78,19 @@ class RolloverNode:
     def under_way(self, order_id: bytes) -> bool:
         return order_id in self._under_way
 
+    def check_ready(self, symbol: str) -> None:
+        """Raises WorldError or LocalError saying why the taker cannot begin a rollover now."""
+        self.setup.check_oracle()
+        self.setup.check_answering()
+        self.feeds[symbol].fresh()
+
+    def _check_oracle(self) -> None:
+        """Raises `Declined` while our oracle does not answer; what it says of that is not for the peer."""
+        try:
+            self.setup.check_answering()
+        except WorldError as silent:
+            raise Declined("oracle_silent", "the oracle does not answer the maker at present") from silent
+
     # --- the two roles ------------------------------------------------------------------------------------------------
 
     async def taker(self, position: Position, max_rate: str | None) -> tuple[Dialogue[ContractPlan], Host]:
@@ -115,6 +128,7 @@ class RolloverNode:
                 return None
             if following(position, ask.index) is None:
                 _check_rollable(position)
+                self._check_oracle()
             self._take(ask.order_id)
             taken.append(ask.order_id)
             return await self.standing(position, ask.index)

@@ -143,17 +143,23 @@ class SetupNode:
             log.warning("a failed setup is not on record yet", order=order_id.hex(), reason=down.sentence)
 
     def check_ready(self) -> None:
-        """Raises Disconnected naming the first service that a setup needs and that is not up, or LocalError when the
-        oracle has contradicted itself."""
+        """Raises WorldError naming the first service that a setup needs and that is not up, or the oracle that does not
+        answer; LocalError when the oracle has contradicted itself."""
         for service in (self.positions, self.chain, self.wallet):
             with service.lent():
                 pass
         self.check_oracle()
+        self.check_answering()
 
     def check_oracle(self) -> None:
         """Disconnected, or LocalError once the oracle has contradicted itself: nothing new is trusted to it then."""
         with self.oracle.lent() as oracle:
             oracle.check_trusted()
+
+    def check_answering(self) -> None:
+        """WorldError while the oracle does not answer: nothing new is begun then, and what is under way goes on."""
+        with self.oracle.lent() as oracle:
+            oracle.check_answering()
 
     async def check_undecided(self, plan: ContractPlan, refusal: Refusal = LocalError, *, late: int = 0) -> None:
         """Refuse to sign for a contract that pays out already: the peer may have held us up until it knew.

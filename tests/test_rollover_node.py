@@ -25,6 +25,7 @@ from node.oracle.server import Behaviour, Mode
 from node.policy import Policy
 from node.position.state import Position, State
 from node.rollover import BEGIN_EVERY
+from node.schedule import TRY_EVERY
 from protocols import rollover
 from protocols.contract.payout import Payout
 from protocols.contract.rolling import START_FROM, funding_for
@@ -32,7 +33,7 @@ from protocols.contract.schedule import HOUR as CALENDAR_HOUR
 from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import Role
 from protocols.dialogue import Send, receive
-from protocols.errors import Refused
+from protocols.errors import Refused, WorldError
 from protocols.rollover import ProposeRollover, RolloverTerms
 from tests.setups import OFFER
 from tests.simulation.faults import Fault, Faults, Step
@@ -341,10 +342,29 @@ async def test_no_rollover_without_a_quote(autojump_clock: object) -> None:
         order_id = await story.one()
         feed = story.taker.taker.core.feeds["BTCUSD"]
         feed.stale_after = -1.0
-        assert "there is no fresh quote of BTCUSD" in await story.refused(order_id, "no_quote")
-        assert len(story.both(order_id)[1].attempts) == 1
+        await _nothing_is_begun(story, order_id, "there is no fresh quote of BTCUSD")
         feed.stale_after = 120.0
         await story.rolled(order_id, 1)
+
+
+async def test_no_rollover_while_the_oracle_does_not_answer(autojump_clock: object) -> None:
+    """Neither by itself nor at the user's word, and nothing of it reaches the maker."""
+    async with playing() as story:
+        order_id = await story.one()
+        story.world.oracle.behaviour = Behaviour(Mode.SILENT)
+        await _nothing_is_begun(story, order_id, "trading from this oracle is paused until it answers again: ")
+        story.world.oracle.behaviour = Behaviour()
+        await story.rolled(order_id, 1)
+
+
+async def _nothing_is_begun(story: Rolling, order_id: bytes, reason: str) -> None:
+    calendar = story.world.clock.calendar
+    assert await story.until(lambda: calendar() > story.shown(order_id)["from"] + TRY_EVERY, 24 * HOUR)
+    assert reason in story.shown(order_id)["reason"]
+    assert story.sent == {}
+    assert all(len(each.attempts) == 1 and each.rollover_refusal is None for each in story.both(order_id))
+    with pytest.raises(WorldError, match=reason):
+        story.taker.taker.roll_over(order_id)
 
 
 async def test_an_event_that_is_past_is_waited_for_ten_minutes(autojump_clock: object) -> None:

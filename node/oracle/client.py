@@ -17,7 +17,7 @@ from attrs import frozen
 
 from node.clock import Clock
 from node.clock_check import date_of
-from node.errors import Conflict, NotFound
+from node.errors import Conflict, Disconnected, NotFound
 from node.health import UNREPORTED, Report
 from node.oracle.records import Kind
 from node.supervision import Service
@@ -38,6 +38,8 @@ TIMEOUT = 10.0
 HOUR = 3600
 AHEAD = 24
 """Hours ahead whose announcement `run_oracle` looks for: the next contract will settle there."""
+ASK_AGAIN = 5.0
+"""Seconds after which an oracle that did not answer is asked again."""
 PATIENCE = 300.0
 """Seconds in which it has looked ahead once more."""
 UNREACHED = (
@@ -103,6 +105,9 @@ class OracleClient:
         self._store = store
         self._report = report
         self._reported: str | None = None
+        self._silent = ""
+        """Why nothing new is begun with this oracle: it did not answer when it was asked last."""
+        self._failed = trio.Event()
         self._announcements: dict[str, Announcement] = {}
         self._attestations: dict[str, Attestation] = {}
         self._contradictions: dict[str, Contradiction] = {}
@@ -117,11 +122,13 @@ class OracleClient:
             known = self._announcements.get(event)
             if known is not None:
                 return known
-            with self._judged():
-                kept = await self._store.get(Kind.ANNOUNCEMENT, event)
-                raw = await self._fetch(event) if kept is None else kept
-                announcement = self._parse(event, raw)
-            if kept is None:
+            kept = await self._store.get(Kind.ANNOUNCEMENT, event)
+            if kept is not None:
+                announcement = self._parse(event, kept)
+            else:
+                with self._judged():
+                    raw = await self._fetch(event)
+                    announcement = self._parse(event, raw)
                 await self._store.put(Kind.ANNOUNCEMENT, event, raw)
             self._announcements[event] = announcement
             return announcement
@@ -183,6 +190,13 @@ class OracleClient:
         if (found := self._found()) is not None:
             raise Conflict("oracle_contradicted", found.sentence)
 
+    def check_answering(self) -> None:
+        """Raises WorldError (oracle_silent) while this oracle does not answer: nothing new is begun with it then."""
+        if self._silent:
+            raise WorldError(
+                "oracle_silent", f"trading from this oracle is paused until it answers again: {self._silent}"
+            )
+
     async def wait_distrusted(self) -> None:
         """Wait until this oracle has contradicted itself, which it may have done long ago."""
         await self._distrusted.wait()
@@ -220,17 +234,31 @@ class OracleClient:
                 await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
 
     async def look_ahead(self) -> NoReturn:
-        """Fetch the announcements that the next contracts settle with, so that a failing oracle shows before an order
-        needs them."""
+        """Ask for what the next contracts settle with, so that a failing oracle shows before an order needs it."""
         while True:
             time = -(-self._clock.calendar() // HOUR) * HOUR + AHEAD * HOUR
+            self._failed = trio.Event()
+            silent, trouble = "", None
             for symbol in self._config.symbols:
+                event = self._scheme.event_id(symbol, time)
                 try:
-                    await self.announcement(self._scheme.event_id(symbol, time))
+                    if (known := self._announcements.get(event)) is None:
+                        await self.announcement(event)
+                    else:
+                        await self._ask(known)  # only to see that it answers
                 except WorldError as error:
-                    self._tell(error.sentence)
+                    trouble = error.sentence
+                    if error.code != "unknown_event" and not isinstance(error, Disconnected):
+                        silent = error.sentence
                 self._report.beat()
-            await trio.sleep(max(0.2, min(60.0, self._clock.hour / 2)))
+            self._silent = silent or self._silent
+            self._tell(trouble or self._silent or None)
+            pause = max(0.2, min(60.0, self._clock.hour / 2))
+            if self._silent:
+                await trio.sleep(min(pause, ASK_AGAIN))
+            else:
+                with trio.move_on_after(pause):
+                    await self._failed.wait()  # somebody else was not answered
 
     async def _ask(self, announcement: Announcement) -> Attestation | None:
         """What the oracle's answer attests now, verified; None if nothing."""
@@ -334,9 +362,15 @@ class OracleClient:
         try:
             yield
         except WorldError as error:
+            if error.code in ("oracle_unreachable", "oracle_failed"):
+                self._silent = error.sentence
+                self._failed.set()
             if error.code != "unknown_event":
                 self._tell(error.sentence)
+            else:
+                self._silent = ""
             raise
+        self._silent = ""
         self._tell(None)
 
     def _tell(self, reason: str | None) -> None:

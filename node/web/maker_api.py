@@ -48,7 +48,7 @@ def maker_router(maker: Maker, projections: Projections) -> APIRouter:
 
     @router.get("/maker")
     async def about() -> dict[str, Any]:
-        """The address for takers, and what is at stake over all positions."""
+        """The address for takers, what is at stake over all positions, and by symbol why no offer stands if so."""
         known = await projections.positions.read()
         exposed = exposure(stakes_of(known.value))
         return {
@@ -56,6 +56,7 @@ def maker_router(maker: Maker, projections: Projections) -> APIRouter:
             "exposure": {symbol: exposed[symbol] for symbol in core.feeds},
             "max_exposure": maker.desk.policy.max_exposure,
             "quoted": [_quoted_view(quoted) for quoted in maker.quoting.all()],
+            "withdrawn": dict(maker.board.held),
             **known.age(core.clock.now()),
         }
 
