@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 
@@ -130,10 +129,10 @@ def test_what_is_damaged_is_not_read(byte: int) -> None:
 
 def test_what_refers_to_something_that_is_not_there_is_not_read() -> None:
     position = opened(Role.TAKER).position
-    read = snapshots.decode(snapshots.encode(position, POINTS))
-    held: Mapping[bytes, bytes] = dict(list(pieces(position).items())[1:])
+    data = snapshots.encode(position, POINTS)
+    elsewhere = data[32:].replace(next(iter(pieces(position))), bytes(32))
     with pytest.raises(BadSnapshot):
-        read.position(held)
+        snapshots.decode(snapshots.sealed(elsewhere)).position(pieces(position))
 
 
 def test_another_shape_is_another_form() -> None:

@@ -99,7 +99,7 @@ def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
         case SetupFailed(code, sentence):
             return attrs.evolve(change, refusal=(code, sentence), failed=True)
         case SetupStarted(terms, announcements):
-            return attrs.evolve(change, terms=terms, announcements=_shared(announcements))
+            return attrs.evolve(change, terms=terms, announcements=shared(announcements))
         case AttemptStarted(index, salt, own, peer):
             if position.terms is None:
                 return change  # no command decides this
@@ -192,8 +192,8 @@ def _rolled(
     match event:
         case RolloverBegun():
             if event.following is not None:
-                shared = _shared(event.following.announcements)
-                event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=shared))
+                named = shared(event.following.announcements)
+                event = attrs.evolve(event, following=attrs.evolve(event.following, announcements=named))
             return attrs.evolve(change, begun=(*position.begun, event)[-MOST_BEGUN:])
         case RolloverHeld(index, own, following, commit_signature, commit_txid):
             begun = next((each for each in position.begun if each.own == own), None)
@@ -204,7 +204,7 @@ def _rolled(
             attempt = Attempt(
                 index,
                 following.terms,
-                _shared(following.announcements),
+                shared(following.announcements),
                 begun.salt,
                 attrs.evolve(setup.own, points=own),
                 attrs.evolve(position.attempts[0].peer, points=following.peer),
@@ -301,7 +301,7 @@ def _one(announcement: bytes) -> bytes:
     return announcement
 
 
-def _shared(announcements: tuple[bytes, ...]) -> tuple[bytes, ...]:
+def shared(announcements: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The same ones. Positions name the same hours, and roll over every hour: one copy of each event is enough."""
     return tuple(map(_one, announcements))
 

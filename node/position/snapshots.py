@@ -66,14 +66,13 @@ def _short(attempt: Attempt, setup: Attempt) -> Plain:
     }
 
 
-def _long(plain: Plain, setup: Attempt) -> Attempt:
+def _long(plain: Plain, setup: Attempt, terms: Plain) -> Attempt:
+    """`terms`: the setup's."""
     ours, peers = (Points(*each) for each in plain["points"])
     own, peer = setup.own, setup.peer
     assert peer is not None
     return Attempt(
-        terms=_made(Terms, {**attrs.asdict(setup.terms, recurse=False), **plain["terms"]})
-        if plain["terms"]
-        else setup.terms,
+        terms=_made(Terms, {**terms, **plain["terms"]}) if plain["terms"] else setup.terms,
         announcements=plain["announcements"],
         own=Party(ours, own.inputs, own.change_script, own.payout_script),
         peer=Party(peers, peer.inputs, peer.change_script, peer.payout_script),
@@ -87,7 +86,7 @@ def _unstructure_attempts(attempts: tuple[Attempt, ...]) -> list[Plain]:
         if plains and attempt.peer is not None and attempts[0].peer is not None:
             short = _short(attempt, attempts[0])
             if all(type(value) in (int, str) for value in short["terms"].values()) and (
-                _long(short, attempts[0]) == attempt
+                _long(short, attempts[0], _values(attempts[0].terms)) == attempt
             ):
                 plains.append(short)
                 continue
@@ -97,9 +96,18 @@ def _unstructure_attempts(attempts: tuple[Attempt, ...]) -> list[Plain]:
 
 def _structure_attempts(plains: list[Plain], _: object) -> tuple[Attempt, ...]:
     attempts: list[Attempt] = []
+    terms: Plain = {}
     for plain in plains:
-        attempts.append(_long(plain, attempts[0]) if "points" in plain else _CONVERTER.structure(plain, Attempt))
+        if "points" in plain:
+            terms = terms or _values(attempts[0].terms)
+            attempts.append(_long(plain, attempts[0], terms))
+        else:
+            attempts.append(_CONVERTER.structure(plain, Attempt))
     return tuple(attempts)
+
+
+def _values(terms: Terms) -> Plain:
+    return {name: getattr(terms, name) for name in _TERMS}
 
 
 _OWN = tuple(each.name for each in attrs.fields(Attempt) if each.name not in ("terms", "announcements", "own", "peer"))
@@ -159,6 +167,10 @@ def encode(position: Position, points: Iterable[bytes]) -> bytes:
         hashes = b"".join(map(_hash, place["announcements"]))
         place["announcements"] = named.setdefault(hashes, len(named))
     data: bytes = msgpack.packb([list(named), b"".join(sorted(points)), plain])
+    return sealed(data)
+
+
+def sealed(data: bytes) -> bytes:
     return sha256(data).digest() + data
 
 
@@ -168,7 +180,7 @@ def decode(data: bytes) -> Snapshot:
     if sha256(data).digest() != digest:
         raise BadSnapshot("bad_snapshot", "a snapshot is damaged")
     named, points, plain = msgpack.unpackb(data)
-    needs = frozenset(each for hashes in named for each in _cut(hashes, _DIGEST))
+    needs = frozenset(each for hashes in named for each in _names(hashes))
     return Snapshot(needs, frozenset(_cut(points, _POINT)), tuple(named), plain)
 
 
@@ -182,13 +194,23 @@ def _places(plain: Plain) -> Iterator[Plain]:
 
 
 def _announcements(hashes: bytes, contents: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
-    return _one(tuple(contents[each] for each in _cut(hashes, _DIGEST)))
+    """Positions that expire together name the same ones: once they are read, they are at hand, whoever asks."""
+    known = _known.get(hashes)
+    if known is None:
+        known = evolve.shared(tuple(contents[each] for each in _names(hashes)))
+        if len(_known) >= KNOWN:
+            _known.clear()
+        _known[hashes] = known
+    return known
 
 
-@lru_cache(maxsize=1 << 12)
-def _one(announcements: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Positions that expire together name the same ones."""
-    return announcements
+_known: dict[bytes, tuple[bytes, ...]] = {}
+KNOWN = 1 << 12
+
+
+@lru_cache(maxsize=KNOWN)
+def _names(hashes: bytes) -> tuple[bytes, ...]:
+    return tuple(_cut(hashes, _DIGEST))
 
 
 @lru_cache(maxsize=1 << 12)
