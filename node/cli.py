@@ -28,6 +28,9 @@ Settings = TypeVar("Settings", bound="NodeConfig")
 BAD_INPUT = 2
 """Also when the node that is asked cannot be reached."""
 UNHEALTHY = 1
+ANSWERED_WITHIN = 10.0
+REPAIRED_WITHIN = 1800.0
+"""Seconds that a node's API has for its answer; the wallet may have to look through the whole chain."""
 LAST_CALL = 8.0
 """Seconds after the signal to end at which the process ends, whatever hangs: what matters is on disk."""
 
@@ -185,30 +188,65 @@ def regtest(
     _until_told_to_end(partial(run_world, settings))
 
 
+NodeData = Annotated[Path | None, typer.Option("--data", help="Data directory of a node of this machine.")]
+NodeApi = Annotated[Text, typer.Option("--api", help="URL of the node's API, if not as in --data.")]
+TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the API's token, if not in --data.")]
+
+
 @app.command()
 def health(
     *,
-    data: Annotated[Path | None, typer.Option(help="Data directory of a node of this machine.")] = None,
-    api: Annotated[Text, typer.Option(help="URL of the node's API, if not as in --data.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File with the API's token, if not in --data.")] = None,
+    data: NodeData = None,
+    api: NodeApi = None,
+    token_file: TokenFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The API's answer, for programs.")] = False,
 ) -> None:
-    """Print a line per service. Exit status 0: all healthy, 1: not all, 2: the node cannot be reached."""
-    from node.health import ServiceHealth, all_healthy, line
+    """Print a line per service. Exit status 0: all healthy, 1: not all, 2: the node cannot be reached.
 
-    if data is None and (api is None or token_file is None):
-        raise LocalError("bad_flags", "health: give --data, or --api and --token-file")
-    folder = data or Path()
-    url = api or _contents(files.url_file(folder), "is the node running?")
-    token = _contents(token_file or files.token_file(folder), "the node writes it on its first start")
+    Under a service that is not healthy stand the causes of its failures, the newest first, and what can be asked of it
+    with `cfdnode service`."""
+    from node.health import ServiceHealth, all_healthy, details, line
+
+    url, token = _node("health", data, api, token_file)
     answer = _ask("GET", url, "/api/v1/health", token)
-    for warning in answer.get("warnings", ()):
-        typer.echo(warning)
     services = [ServiceHealth.from_json(service) for service in answer["services"]]
-    width = max(len(service.name) for service in services)
-    for service in services:
-        typer.echo(line(service, time.time(), width))
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        for warning in answer.get("warnings", ()):
+            typer.echo(warning)
+        width = max(len(service.name) for service in services)
+        for service in services:
+            typer.echo(line(service, time.time(), width))
+            for detail in details(service, time.time()):
+                typer.echo(f"    {detail}")
     if not all_healthy(services):
         raise typer.Exit(UNHEALTHY)
+
+
+@app.command()
+def service(
+    name: Annotated[str, typer.Argument(help="The service, as `cfdnode health` names it.")],
+    action: Annotated[str, typer.Argument(help="start, stop, restart, or a repair that it offers now.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept the consequence of a repair.")] = False,
+    data: NodeData = None,
+    api: NodeApi = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Start, stop, restart or repair a service. Exit status 0: done, 2: refused, or the node cannot be reached."""
+    from node.health import ServiceHealth, line
+
+    for word in (name, action):
+        if re.fullmatch(r"[a-z0-9-]{1,60}", word) is None:
+            raise LocalError("bad_name", f"service: {word[:80]!r} is no name of a service, action or repair")
+    url, token = _node("service", data, api, token_file)
+    if action in ("start", "stop", "restart"):
+        answer = _ask("POST", url, f"/api/v1/services/{name}/{action}", token)
+    else:
+        path = f"/api/v1/services/{name}/repairs/{action}"
+        answer = _ask("POST", url, path, token, {"confirm": yes}, within=REPAIRED_WITHIN)
+    typer.echo(line(ServiceHealth.from_json(answer), time.time()))
 
 
 @app.command()
@@ -482,6 +520,15 @@ def _check_config(paths: list[Path], data: Path, network: str, role: str) -> Non
         raise LocalError("other_node", f"the backup is of {network}, the configuration of {settings.network}")
 
 
+def _node(command: str, data: Path | None, api: str | None, token_file: Path | None) -> tuple[str, str]:
+    """Where a node's API is, and its token."""
+    if data is None and (api is None or token_file is None):
+        raise LocalError("bad_flags", f"{command}: give --data, or --api and --token-file")
+    folder = data or Path()
+    url = api or _contents(files.url_file(folder), "is the node running?")
+    return url, _contents(token_file or files.token_file(folder), "the node writes it on its first start")
+
+
 def _contents(path: Path, hint: str) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
@@ -499,7 +546,15 @@ def _post(data: Path, order_id: str, action: str, said: Mapping[str, object] | N
     return _ask("POST", url, f"/api/v1/positions/{order_id}/{action}", token, said)
 
 
-def _ask(method: str, url: str, path: str, token: str, said: Mapping[str, object] | None = None) -> Any:
+def _ask(
+    method: str,
+    url: str,
+    path: str,
+    token: str,
+    said: Mapping[str, object] | None = None,
+    *,
+    within: float = ANSWERED_WITHIN,
+) -> Any:
     """The JSON that the node's API answers with."""
     try:
         place = urlsplit(url)
@@ -509,7 +564,7 @@ def _ask(method: str, url: str, path: str, token: str, said: Mapping[str, object
     except ValueError:
         raise LocalError("bad_flags", f"the API's URL {url!r} is not http://host:port") from None
     try:
-        connection = http.client.HTTPConnection(hostname, port, timeout=10)
+        connection = http.client.HTTPConnection(hostname, port, timeout=within)
         try:
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
             connection.request(method, path, json.dumps(said) if said is not None else None, headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 import trio
@@ -19,7 +19,7 @@ from node import files
 from node.causes import describe
 from node.clock import Clock
 from node.errors import NeedsUser
-from node.health import State
+from node.health import Report, State
 from node.supervision import Service, Supervisor
 from node.web.sockets import url_of
 from protocols.errors import LocalError
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN = 2.0
 """Seconds between looks at a data directory that cannot be opened: what is put right needs no word of the user."""
+API_PATIENCE = 60.0
+"""Seconds without an answer to ourselves after which the web server begins anew."""
 
 REMEDIES = {
     "seed_lost": "put the file back, or import the words with `cfdnode seed import`; the node goes on by itself",
@@ -62,10 +64,10 @@ class Stage:
         """The API as the first service; `rest` is called for the routers of the whole node, if they are there yet."""
         door: Door
 
-        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        async def run(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
             from node.web.server import run_door
 
-            await run_door(door, listener, task_status=task_status)
+            await run_door(door, listener, report=report, task_status=task_status)
 
         from node.web.door import Door
 
@@ -77,7 +79,7 @@ class Stage:
             warnings=self.warnings,
             rest=rest,
         )
-        self.supervisor.service("api", run)
+        self.supervisor.reporting("api", run, patience=API_PATIENCE)
 
 
 async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -> None:
@@ -92,7 +94,7 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
     log.info("node", api=url_of(api_socket), data=str(config.data))
     built: list[str | None] = []
 
-    async def run_data(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run_data(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         # imports are not abandoned, and hold up nothing but the end of the process
         seams = await trio.to_thread.run_sync(import_module, "node.seams")
         if stage.seed is None:
@@ -116,12 +118,24 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
             remedy = "end the node and start it again; if that changes nothing, report the log"
             raise NeedsUser(f"the node is not whole: {built[0]}", remedy, code="not_whole")
         task_status.started()
-        await trio.sleep_forever()
+        await _keep_looking(config, report)
 
-    data = stage.supervisor.service("data", run_data)
+    data = stage.supervisor.reporting("data", run_data)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stage.supervisor.run)
         nursery.start_soon(_look_again, data, stage, config)
+
+
+async def _keep_looking(config: NodeConfig, report: Report) -> NoReturn:
+    """See whether the data directory goes on answering: a disk can be pulled out, or hang."""
+    seed = files.seed_file(config.data)
+    while True:
+        if await trio.to_thread.run_sync(seed.exists):
+            report.recovered()
+        else:
+            report.degraded(f"{seed} is gone", "put it back: the node goes on, but could not be started again")
+        report.beat()
+        await trio.sleep(report.beat_every)
 
 
 async def _look_again(data: Service[None], stage: Stage, config: NodeConfig) -> None:

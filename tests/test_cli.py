@@ -1,6 +1,7 @@
 """The command line: what people type, and one line when it is wrong."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -216,11 +217,14 @@ async def test_health_prints_a_line_per_service_and_says_in_its_status_how_it_is
             status, out, _ = await main("--data", tmp_path)
             assert status == 0
             assert re.fullmatch(r"api +healthy +for \d s\noracle +healthy +for \d s\n", out)
-            oracle.degraded("answers 502")
+            oracle.degraded("answers 502", "wait")
             by_url = ("--api", url_of(listener), "--token-file", tmp_path / "api.token")
             status, out, _ = await main(*by_url)
             assert status == 1
-            assert re.search(r"\noracle +degraded +for \d s; answers 502\n", out)
+            assert re.search(r"\noracle +degraded +for \d s; answers 502; you can: wait\n    last well \d s ago\n", out)
+            status, out, _ = await main("--json", *by_url)
+            assert status == 1
+            assert [each["reason"] for each in json.loads(out)["services"]] == ["", "answers 502"]
             (tmp_path / "api.token").write_text("wrong")
             status, out, err = await main(*by_url)
             assert (status, out) == (2, "")

@@ -45,7 +45,7 @@ class Door:
     ) -> None:
         self._listener = listener
         self._supervisor = supervisor
-        self._token = kept_token(data, url_of(listener))
+        self.token = kept_token(data, url_of(listener))
         self._whole: ASGIApp | None = None
         self._rest = rest
         self._first = self._app([health_router(supervisor, clock, warnings=warnings), self._starting()])
@@ -65,7 +65,7 @@ class Door:
             self.let_in(self._rest())
 
     def _app(self, routers: Sequence[APIRouter]) -> ASGIApp:
-        return create_app(routers, token=self._token, sockets=[self._listener])
+        return create_app(routers, token=self.token, sockets=[self._listener])
 
     def _starting(self) -> APIRouter:
         """What holds up the start, for every other path."""

@@ -1,10 +1,11 @@
 """The HTTP API: FastAPI on anycorn, in the node's own nursery."""
 
+import contextlib
 import logging
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anycorn.config
 import anycorn.run
@@ -14,6 +15,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node import files
+from node.health import UNREPORTED, Report
 from node.web.counted import Counted, Requests
 from node.web.problems import CrashGuard, add_problem_handlers
 from node.web.security import Gate, api_token
@@ -54,11 +56,37 @@ async def run_api(
 
 
 async def run_door(
-    door: "Door", listener: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    door: "Door",
+    listener: socket.socket,
+    *,
+    report: Report = UNREPORTED,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """The API of a node as a service: what is behind the door, on its socket."""
+    """The API of a node as a service: what is behind the door, on its socket. It goes on as long as it answers us."""
     door.open()
-    await serve(door, [listener], task_status=task_status)
+    async with trio.open_nursery() as nursery:
+
+        async def served(*, task_status: trio.TaskStatus[None]) -> None:
+            await serve(door, [listener], task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(served)
+        task_status.started()
+        await ask_itself(listener, door.token, report)
+
+
+async def ask_itself(listener: socket.socket, token: str, report: Report) -> NoReturn:
+    """Ask for the health as any program of this machine would, and beat at each answer."""
+    host, port = listener.getsockname()[:2]
+    head = f"GET /api/v1/health HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {token}\r\n"
+    while True:
+        await trio.sleep(report.beat_every)
+        with trio.move_on_after(report.beat_every), contextlib.suppress(OSError, trio.BrokenResourceError):
+            async with await trio.open_tcp_stream(host, port) as stream:
+                await stream.send_all(f"{head}Connection: close\r\n\r\n".encode())
+                answer = b"".join([data async for data in stream])
+                if answer.startswith(b"HTTP/1.1 200 "):
+                    report.beat()
 
 
 async def serve(
