@@ -30,5 +30,5 @@ async def test_every_service_and_every_outside_world(tmp_path: Path) -> None:
         await matrix.kill("bug")
 
     matrix = await run(tmp_path, SEED, Options(), strike)
-    for step in ("_open_one", "_roll_one", "_close_one"):
+    for step in ("a trade", "a rollover", "a close"):
         assert matrix.business.done[step], matrix.business.done

@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--lasts", type=float, default=usual.lasts, help="seconds of what does not end by itself")
     parser.add_argument("--delay", type=float, default=usual.delay, help="seconds by which slow steps come late")
-    parser.add_argument("--patience", type=float, default=usual.patience, help="the longest of any service")
+    parser.add_argument(
+        "--patience", type=float, default=usual.patience, help="left with who hangs; 0: as in production"
+    )
     parser.add_argument("--together", type=int, default=usual.together, help="services of a node struck at once")
     parser.add_argument("--answers-within", type=float, default=usual.answers_within)
     said = parser.parse_args()
@@ -55,7 +57,13 @@ def main() -> int:
     def told(doing: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {doing}", flush=True)
 
-    options = Options(said.answers_within, said.lasts, said.delay, said.patience, said.together)
+    options = Options(
+        answers_within=said.answers_within,
+        lasts=said.lasts,
+        delay=said.delay,
+        patience=said.patience or None,
+        together=said.together,
+    )
     folder = Path(tempfile.mkdtemp(prefix="cfdnode-faults-"))
     print(f"data and logs are in {folder}")
     matrix: Matrix = trio.run(partial(run, folder, 1, options, strike, told))

@@ -7,8 +7,8 @@ import socket
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx2
@@ -23,15 +23,16 @@ from tests.faults.injection import INJECTED
 from tests.faults.proxies import Proxy
 
 ASKED_EVERY = 0.1
+PAUSE = 0.2
+STEP = 15.0
+"""Seconds after which a trade, a rollover or a close is left to the node, and something else begun."""
+OPEN = State.OPEN.value
 PAGES = ("/health", "/positions")
 
 
 @define(eq=False)
 class Struck(Processes):
     """A world with nodes of `tests.faults.node`."""
-
-    patience: float = 0.0
-    """The longest that a service of theirs may have; 0: as long as in production."""
 
     @asynccontextmanager
     async def running(self, name: str, *arguments: str) -> AsyncIterator[Node]:
@@ -41,7 +42,7 @@ class Struck(Processes):
             return
         data = self.folder / name
         port_file = self.folder / f"{name}.faults"
-        command = (sys.executable, "-m", "tests.faults.node", str(port_file), str(self.patience), *arguments)
+        command = (sys.executable, "-m", "tests.faults.node", str(port_file), *arguments)
         node = Node(name, data, self.folder / f"{name}.log", (*command, "--data", str(data)), self.http)
         await node.start()
         try:
@@ -147,12 +148,13 @@ class Business(Story):
                 address = f"{key}@127.0.0.1:{maker.at}"
                 async with self.world.taker(address, f"taker-{self.plan.seed}", *config) as self.taker:
                     await self._begin()
-                    for node in self.nodes:
-                        asking = Asking(self._client(node), answers_within)
-                        self.asking[node.name] = asking
-                        nursery.start_soon(asking.run)
-                    yield
-                    nursery.cancel_scope.cancel()
+                    async with trio.open_nursery() as asking:
+                        for node in self.nodes:
+                            self.asking[node.name] = Asking(self._client(node), answers_within)
+                            asking.start_soon(self.asking[node.name].run)
+                        yield
+                        asking.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
 
     def _client(self, node: Node) -> Node:
         """To ask the node with a new connection for each request."""
@@ -183,50 +185,52 @@ class Business(Story):
     async def trade(self) -> None:
         """Trades, rollovers and closes, one after the other; whatever is refused, or fails, is tried again."""
         while not self._resting.is_set():
-            for step in (self._open_one, self._roll_one, self._close_one):
-                with trio.move_on_after(20):
-                    try:
-                        if await step():
-                            self.done[step.__name__] += 1
-                    except (Failed, trio.TooSlowError, httpx2.HTTPError) as error:
-                        self.done[f"{step.__name__} not: {str(error)[:60]}"] += 1
-                if self._resting.is_set():
-                    return
-            await trio.sleep(0.2)
+            order_id = None
+            with self._step("a trade"):
+                order_id = await self._open_one()
+            if order_id is not None:
+                with self._step("a rollover"):
+                    await self._roll_one(f"/positions/{order_id}")
+                with self._step("a close"):
+                    await self._close_one(f"/positions/{order_id}")
+            await trio.sleep(PAUSE)
 
     def rest(self) -> None:
+        """Nothing new is begun."""
         self._resting.set()
 
-    async def _open_one(self) -> bool:
+    @contextmanager
+    def _step(self, doing: str) -> Iterator[None]:
+        try:
+            with trio.move_on_after(STEP) as limit:
+                yield
+                self.done[doing] += 1
+            if limit.cancelled_caught:
+                self.done[f"{doing} given up"] += 1
+        except Failed as error:
+            self.done[f"{doing} refused: {error}"] += 1
+        except (trio.TooSlowError, httpx2.TransportError) as error:
+            self.done[f"{doing} not: {type(error).__name__}"] += 1
+
+    async def _open_one(self) -> str:
         order_id = await self._order(await self._offer())
         if order_id is None:
-            return False
+            raise Failed("by whoever is away")
         view = await comes_true(self.taker, f"/positions/{order_id}", lambda view: view["state"] in SIGNED | OVER)
-        if view["state"] in SIGNED:
-            return bool(await comes_true(self.taker, f"/positions/{order_id}", _is_open))
-        self.done[f"setup failed: {view['refusal']['code']}"] += 1
-        return False
+        if view["state"] not in SIGNED:
+            raise Failed(view["refusal"]["code"])
+        for node in self.nodes:
+            await comes_true(node, f"/positions/{order_id}", lambda view: view["state"] not in SIGNED - {OPEN})
+        return order_id
 
-    async def _roll_one(self) -> bool:
-        if (view := await self._any_open()) is None:
-            return False
-        path, index = f"/positions/{view['order_id']}", view["contract"]["index"]
+    async def _roll_one(self, path: str) -> None:
+        index = (await answer(self.taker, path))["contract"]["index"]
         await self._asked(path + "/rollover")
-        after = await comes_true(
-            self.taker, path, lambda now: now["contract"]["index"] > index or now["state"] != State.ROLLING_OVER.value
-        )
-        return bool(after["contract"]["index"] > index)
+        await comes_true(self.taker, path, lambda view: view["contract"]["index"] > index)
 
-    async def _close_one(self) -> bool:
-        if (view := await self._any_open()) is None:
-            return False
-        path = f"/positions/{view['order_id']}"
+    async def _close_one(self, path: str) -> None:
         await self._asked(path + "/close")
-        after = await comes_true(self.taker, path, lambda now: now["state"] in OVER)
-        return bool(after["state"] == State.CLOSED.value)
-
-    async def _any_open(self) -> dict[str, Any] | None:
-        return next(filter(_is_open, await positions(self.taker)), None)
+        await comes_true(self.taker, path, lambda view: view["state"] in OVER)
 
     # --- and afterwards -----------------------------------------------------------------------------------------------
 
@@ -249,7 +253,7 @@ class Business(Story):
     async def came_out_right(self) -> None:
         """Every position ends, alike for both, paid as its contract says; no satoshi is missing, no bug was met."""
         for view in await positions(self.taker):
-            if view["state"] == State.OPEN.value:
+            if view["state"] == OPEN:
                 await self._asked(f"/positions/{view['order_id']}/close")
         verdict = Verdict(self)
         for node in self.nodes:
@@ -262,10 +266,6 @@ class Business(Story):
             for line in node.log.read_text(errors="replace").splitlines():
                 if ("[error" in line or "[critical" in line) and INJECTED not in line:
                     raise Failed(f"{node.log} tells of a bug: {line}")
-
-
-def _is_open(view: dict[str, Any]) -> bool:
-    return bool(view["state"] == State.OPEN.value)
 
 
 def _free_port() -> int:

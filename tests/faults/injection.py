@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import trio
-from attrs import Factory, define, field
+from attrs import Factory, define
 
 from node.errors import NeedsUser
 from node.supervision import Repair, Run, Service, Supervisor
@@ -44,25 +44,41 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 class Life:
     """One life of a service."""
 
+    service: Service[Any]
     hung: bool = False
     delay: float = 0.0
     """Seconds by which each step comes late."""
     ended: trio.Event = Factory(trio.Event)
-    _errors: trio.MemorySendChannel[Exception] = field(init=False)
-    _strikes: trio.MemoryReceiveChannel[Exception] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._errors, self._strikes = trio.open_memory_channel[Exception](math.inf)
+    _error: Exception | None = None
+    _hasty: float | None = None
+    _rung: trio.Event = Factory(trio.Event)
 
     def kill(self, error: Exception) -> None:
-        self._errors.send_nowait(error)
+        self._error = error
+        self._rung.set()
+
+    def hang(self, patience: float | None) -> None:
+        """`patience`: what it has left, if it has any; None: as long as in production."""
+        self.hung = True
+        if patience is not None and self.service.patience < math.inf:
+            self._hasty = patience
+            self._rung.set()
 
     async def struck(self) -> None:
         """Runs beside the life; not held itself, so it sees the end of a life that hangs."""
+        usual = self.service.patience
         try:
-            raise await self._strikes.receive()
+            await self._rung.wait()
+            if self._error is None and self._hasty is not None:
+                # sooner than the supervisor would, and as it does: whatever still beats belies the work that hangs
+                self.service.beat()
+                self.service.patience = self._hasty
+                await self.service._watch()
         finally:
+            self.service.patience = usual
             self.ended.set()
+            if self._error is not None:  # even if something that it needs, and that was struck too, ends it already
+                raise self._error
 
     async def pass_on(self) -> None:
         """Returns when what a task of this life waited for may reach it. What was given to it is never lost."""
@@ -101,14 +117,13 @@ class Faults(trio.abc.Instrument):
 
     lives: dict[str, Life] = Factory(dict)
     """The present or last one of each service."""
-    patience: dict[str, float] = Factory(dict)
-    """Of those services that have one."""
+    services: dict[str, Service[Any]] = Factory(dict)
     _of_task: WeakKeyDictionary[trio.lowlevel.Task, Life] = Factory(WeakKeyDictionary)
 
     # --- around the supervisor ---------------------------------------------------------------------------------------
 
-    def install(self, port_file: Path, patience: float | None) -> None:
-        """For every node that this process builds; `patience` is the longest that a service may have."""
+    def install(self, port_file: Path) -> None:
+        """For every node that this process builds; the port to strike by stands in the file."""
         faults = self
 
         def service(
@@ -121,11 +136,10 @@ class Faults(trio.abc.Instrument):
             repairs: Sequence[Repair] = (),
             **more: Any,
         ) -> Service[Any]:
-            if patience is not None:
-                patience = patience if longest is None else min(patience, longest)
-                faults.patience[name] = patience
             held = faults.around(name, run)
-            return _service(supervisor, name, held, needs, patience=patience, repairs=repairs, **more)
+            made = _service(supervisor, name, held, needs, patience=patience, repairs=repairs, **more)
+            faults.services[name] = made
+            return made
 
         async def call(service: Service[Any], method: Any, *args: Any, **kwargs: Any) -> Any:
             life = faults.lives.get(service.name)
@@ -140,13 +154,12 @@ class Faults(trio.abc.Instrument):
                 nursery.start_soon(faults.serve, port_file)
                 await _run(supervisor, task_status=task_status)
 
-        longest = patience
         for owner, name, ours in ((Supervisor, "service", service), (Supervisor, "run", run), (Service, "call", call)):
             setattr(owner, name, ours)
 
     def around(self, name: str, run: Run[Any]) -> Run[Any]:
         async def live(*, task_status: trio.TaskStatus[Any]) -> None:
-            life = self.lives[name] = Life()
+            life = self.lives[name] = Life(self.services[name])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(life.struck)
                 await trio.lowlevel.checkpoint()
@@ -180,27 +193,43 @@ class Faults(trio.abc.Instrument):
             async for line in _lines(stream):
                 try:
                     answer = {"ok": True, **self.strike(**json.loads(line))}
-                except (KeyError, TypeError, ValueError, trio.ClosedResourceError) as error:
+                except (KeyError, TypeError, ValueError) as error:
                     answer = {"ok": False, "error": repr(error)}
                 await stream.send_all(json.dumps(answer).encode() + b"\n")
 
-    def strike(self, do: str, service: str = "", error: str = "world", delay: float = 0.0) -> dict[str, Any]:
-        """`do` is kill (`error`: a key of `ERRORS`), hang, slow (`delay`: seconds), mend, or who."""
-        if do == "who":
-            return {"services": list(self.lives), "patience": self.patience, "pid": os.getpid()}
-        life = self.lives[service]
+    def strike(
+        self,
+        do: str,
+        services: Sequence[str] = (),
+        error: str = "world",
+        delay: float = 0.0,
+        patience: float | None = None,
+    ) -> dict[str, Any]:
+        """`do` is kill (`error`: a key of `ERRORS`), hang (`patience`: seconds), slow (`delay`: seconds) or mend, all
+        of these services at once; who, which tells; or calm: the pauses before new lives are as if all had been well
+        for a minute."""
+        lives = [self.lives[name] for name in services]
+        if over := [name for name, life in zip(services, lives, strict=True) if life.ended.is_set()]:
+            raise ValueError(f"not alive: {over}")
         match do:
+            case "who":
+                patient = [name for name, service in self.services.items() if service.patience < math.inf]
+                return {"patient": patient, "pid": os.getpid()}
+            case "calm":
+                for service in self.services.values():
+                    service._failures = 0
             case "kill":
-                life.kill(ERRORS[error]())
+                for life in lives:
+                    life.kill(ERRORS[error]())
             case "hang":
-                life.hung = True
-            case "slow":
-                life.delay = delay
-            case "mend":
-                life.delay = 0.0
+                for life in lives:
+                    life.hang(patience)
+            case "slow" | "mend":
+                for life in lives:
+                    life.delay = delay
             case _:
                 raise ValueError(do)
-        return {"alive": not life.ended.is_set()}
+        return {}
 
 
 async def _coroutine(awaitable: Awaitable[Any]) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import trio
@@ -18,6 +20,8 @@ HOUR = 2.0
 WELL_WITHIN = 30.0
 """Seconds after a fault in which every service is healthy again, on a machine that is busy."""
 API = "api"
+TRADERS = 2
+"""Positions at once, so that something is under way whenever a fault strikes."""
 
 
 @frozen
@@ -30,10 +34,20 @@ class Options:
     """Seconds that a fault lasts which does not end by itself."""
     delay: float = 0.02
     """Seconds by which each step of a slow service comes late."""
-    patience: float = 0.0
-    """The longest that a service may have before it counts as stuck; 0: as in production."""
+    patience: float | None = 1.5
+    """What the supervisor has left with a service that hangs; None: as long as in production."""
+    stuck_within: float = 10.0
+    """Seconds after that until it is noticed."""
     together: int = 3
     """Services of one node that are struck at once."""
+
+
+Group = dict[Node, list[str]]
+"""Names of services, by node."""
+
+
+def _each(group: Group) -> list[tuple[Node, str]]:
+    return [(node, name) for node, names in group.items() for name in names]
 
 
 @define(eq=False)
@@ -44,6 +58,8 @@ class Matrix:
     options: Options = Options()
     struck: list[str] = Factory(list)
     """What was done, in words."""
+    bugs: Counter[tuple[str, str]] = Factory(Counter)
+    """That were injected, by the names of node and service."""
     told: Callable[[str], None] = lambda _: None
 
     async def names(self, node: Node) -> list[str]:
@@ -52,65 +68,109 @@ class Matrix:
 
     async def kill(self, error: str, only: Collection[str] = ()) -> None:
         """An error raised inside each service's life: `world`, one of the foreseen ones, or `bug`."""
+        counter = "bugs" if error == "bug" else "failures"
         for group in await self._groups(only):
             async with self._struck(f"{error} error in", group):
-                for node, name in group:
-                    await self._strike(node, "kill", service=name, error=error)
+                before = await self._counted(counter)
+                for node, names in group.items():
+                    await self._strike(node, "kill", services=names, error=error)
+                    self.bugs.update({(node.name, name): error == "bug" for name in names})
+                await self._well("the kill")
+                after = await self._counted(counter)
+                for node, name in _each(group):
+                    if after[node.name, name] <= before[node.name, name]:
+                        raise Failed(f"{node.name}: nothing became of the {error} error in {name}")
+
+    async def no_other_bugs(self) -> None:
+        """None but those that were injected."""
+        counted = +await self._counted("bugs")
+        if counted != +self.bugs:
+            raise Failed(f"bugs counted: {dict(counted - self.bugs)} more, {dict(self.bugs - counted)} less")
+
+    async def _counted(self, what: str) -> Counter[tuple[str, str]]:
+        return Counter(
+            {
+                (node.name, service["name"]): service[what]
+                for node in self.business.nodes
+                for service in (await node.call("GET", "/health"))["services"]
+            }
+        )
 
     async def slow(self, only: Collection[str] = ()) -> None:
         for group in await self._groups(only):
             async with self._struck("slow", group):
-                for node, name in group:
-                    await self._strike(node, "slow", service=name, delay=self.options.delay)
+                for node, names in group.items():
+                    await self._strike(node, "slow", services=names, delay=self.options.delay)
                 await trio.sleep(self.options.lasts)
-                for node, name in group:
-                    await self._strike(node, "mend", service=name)
+                for node, names in group.items():
+                    await self._strike(node, "mend", services=names)
 
     async def hang(self, only: Collection[str] = ()) -> None:
-        """Nothing comes back to a life. One that has a patience ends by itself; others the user restarts."""
+        """Nothing comes back to a life. Those that have a patience end by themselves, others the user restarts."""
+        patient = {node: set((await self._strike(node, "who"))["patient"]) for node in self.business.nodes}
         for group in await self._groups(only):
-            async with self._struck("hung", group):
-                for node, name in group:
-                    await self._strike(node, "hang", service=name)
+            hung = {
+                node: [name for name in names if name != API or name in patient[node]] for node, names in group.items()
+            }
+            async with self._struck("hung", hung):
+                before = await self._counted("failures")
+                for node, names in hung.items():
+                    await self._strike(node, "hang", services=names, patience=self.options.patience)
                 await trio.sleep(self.options.lasts)
-                for node, name in group:
-                    if name != API:
+                for node, name in _each(hung):
+                    if name not in patient[node]:
                         await node.call("POST", f"/services/{name}/restart")
+                noticed = Counter({(node.name, name): 1 for node, name in _each(hung) if name in patient[node]})
+                await self._seen(before + noticed)
+
+    async def _seen(self, wanted: Counter[tuple[str, str]]) -> None:
+        """All these failures were counted."""
+        with trio.move_on_after((self.options.patience or 3600.0) + self.options.stuck_within):
+            while True:
+                missing = wanted - await self._counted("failures")
+                if not missing:
+                    return
+                await trio.sleep(0.2)
+        raise Failed(f"not found to be stuck: {sorted(missing)}")
 
     async def trouble(self, troubles: Sequence[Trouble], only: Collection[str] = ()) -> None:
         """Of the ways to the outside worlds."""
         for name, proxy in self.business.proxies.items():
             for trouble in troubles if not only or name in only else ():
-                self._goes_on(f"{trouble} {name}")
+                await self._goes_on(f"{trouble} {name}")
                 with proxy.troubled(trouble):
                     await trio.sleep(self.options.lasts)
                 await self._well(f"{trouble} {name}")
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
-    async def _groups(self, only: Collection[str]) -> list[list[tuple[Node, str]]]:
+    async def _groups(self, only: Collection[str]) -> list[Group]:
         """Some services of each node, both nodes' at once."""
-        size = self.options.together
-        columns = []
+        size, groups = self.options.together, list[Group]()
         for node in self.business.nodes:
             names = [name for name in await self.names(node) if not only or name in only]
-            columns.append([[(node, name) for name in names[at : at + size]] for at in range(0, len(names), size)])
-        longest = max(map(len, columns))
-        return [[each for column in columns for each in (column[n] if n < len(column) else [])] for n in range(longest)]
+            for n, at in enumerate(range(0, len(names), size)):
+                if n == len(groups):
+                    groups.append({})
+                groups[n][node] = names[at : at + size]
+        return groups
 
-    def _struck(self, how: str, group: Sequence[tuple[Node, str]]) -> _Struck:
-        return _Struck(self, f"{how} " + ", ".join(f"{node.name.partition('-')[0]}.{name}" for node, name in group))
+    def _struck(self, how: str, group: Group) -> _Struck:
+        names = ", ".join(f"{node.name.partition('-')[0]}.{name}" for node, name in _each(group))
+        return _Struck(self, f"{how} {names}")
 
-    async def _strike(self, node: Node, do: str, **said: object) -> None:
+    async def _strike(self, node: Node, do: str, **said: object) -> dict[str, Any]:
         assert isinstance(self.business.world, Struck)
-        await self.business.world.strike(node, do, **said)
+        return await self.business.world.strike(node, do, **said)
 
-    def _goes_on(self, doing: str) -> None:
+    async def _goes_on(self, doing: str) -> None:
         self.struck.append(doing)
         self.told(doing)
         for asking in self.business.asking.values():
             asking.doing = doing
             asking.served_anew = f".{API}" in doing
+        for node in self.business.nodes:
+            await self._strike(node, "calm")
 
     async def _well(self, doing: str) -> None:
         await self.business.well(WELL_WITHIN, doing)
@@ -122,7 +182,7 @@ class _Struck:
     doing: str
 
     async def __aenter__(self) -> None:
-        self.matrix._goes_on(self.doing)
+        await self.matrix._goes_on(self.doing)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
@@ -137,7 +197,7 @@ async def run(
 ) -> Matrix:
     """A world, two nodes at their business, what `strike` does to them, and the verdict. Raises `Failed`."""
     async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
-        world = Struck(folder, HOUR, http, patience=options.patience)
+        world = Struck(folder, HOUR, http)
         async with world.world() as process:
             with trio.fail_after(60):
                 await world.world_is_up(process)
@@ -146,10 +206,12 @@ async def run(
             try:
                 async with business.open(options.answers_within):
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(business.trade)
+                        for _ in range(TRADERS):
+                            nursery.start_soon(business.trade)
                         await strike(matrix)
                         business.rest()
                     await business.well(WELL_WITHIN, "all")
+                    await matrix.no_other_bugs()
                     await business.came_out_right()
             except* trio.TooSlowError:
                 raise Failed(f"{business.doing} did not come within its time; struck: {matrix.struck[-3:]}") from None

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.node <port file> <longest patience> maker|taker …``: `cfdnode`, whose services can be
+"""``python -m tests.faults.node <port file> maker|taker …``: `cfdnode`, whose services can be
 struck over the port that the file names."""
 
 import sys
@@ -9,8 +9,8 @@ def main() -> None:
     from node.cli import main as cfdnode
     from tests.faults.injection import Faults
 
-    Faults().install(Path(sys.argv[1]), float(sys.argv[2]) or None)
-    sys.exit(cfdnode(sys.argv[3:]))
+    Faults().install(Path(sys.argv[1]))
+    sys.exit(cfdnode(sys.argv[2:]))
 
 
 # worker processes import this module, under another name
