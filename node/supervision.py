@@ -519,6 +519,7 @@ class Supervisor:
                     with trio.move_on_after(HEAD_START):
                         await service.until(*(set(State) - {State.STARTING}))
                 task_status.started()
+                await trio.sleep_forever()  # there may be none yet
         finally:
             self._nursery = None
 

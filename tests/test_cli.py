@@ -18,9 +18,9 @@ from node import cli
 from node.clock import Clock
 from node.config import HostPort, MakerConfig, load
 from node.eventstore.lock import lock_directory
-from node.health import State
+from node.health import Report, State, stay
 from node.network.address import PeerAddress
-from node.supervision import Supervisor
+from node.supervision import Repair, Supervisor
 from node.wallet.seed import Seed
 from node.web.health_api import health_router
 from node.web.server import run_api
@@ -234,6 +234,49 @@ async def test_health_prints_a_line_per_service_and_says_in_its_status_how_it_is
     assert (status, out) == (2, "")
     assert err.startswith(f"cfdnode: {url_of_file(tmp_path)}: no answer from a node")
     assert err.count("\n") == 1
+
+
+async def test_services_are_restarted_and_repaired_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    supervisor, mended = Supervisor(raise_bugs=True), trio.Event()
+
+    async def run_store(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await stay(report)
+
+    async def move_aside() -> None:
+        await trio.lowlevel.checkpoint()
+        mended.set()
+
+    async def main(*arguments: str) -> tuple[int, str, str]:
+        status = await trio.to_thread.run_sync(cli.main, ["service", *arguments, "--data", str(tmp_path)])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    with bind_api(HostPort("127.0.0.1", 0)) as listener:
+
+        async def run_page(*, task_status: trio.TaskStatus[None]) -> None:
+            await run_api(tmp_path, listener, [health_router(supervisor, Clock())], task_status=task_status)
+
+        supervisor.service("api", run_page)
+        repair = Repair("move-aside", "move the file aside", "what is in it is not seen", move_aside, always=True)
+        store = supervisor.reporting("store", run_store, repairs=[repair])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            await store.until(State.HEALTHY)
+            status, out, _ = await main("store", "stop")
+            assert (status, store.state) == (0, State.STOPPED)
+            assert out.startswith("store ")
+            assert (await main("store", "start"))[0] == 0
+            await store.until(State.HEALTHY)
+            status, _, err = await main("store", "move-aside")
+            assert (status, mended.is_set()) == (2, False)
+            assert "what is in it is not seen" in err
+            assert (await main("store", "move-aside", "--yes"))[0] == 0
+            assert mended.is_set()
+            assert "no repair 'explode'" in (await main("store", "explode"))[2]
+            assert "there is no service 'moon'" in (await main("moon", "restart"))[2]
+            assert "is no name" in (await main("store", "../../health"))[2]
+            nursery.cancel_scope.cancel()
 
 
 def url_of_file(data: Path) -> str:

@@ -12,16 +12,18 @@ import pytest
 import trio
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, Field
+from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from node.clock import Clock
 from node.config import HostPort
 from node.errors import ConfigError, Conflict, Disconnected, NeedsUser, NotFound
-from node.health import State
-from node.supervision import Supervisor
+from node.health import Report, State, stay
+from node.supervision import Repair, Supervisor
+from node.web.door import Door
 from node.web.health_api import health_router
 from node.web.security import LARGEST_BODY, api_token
-from node.web.server import create_app, run_api, serve
+from node.web.server import create_app, run_api, run_door, serve
 from node.web.sockets import bind_api, url_of
 from protocols.errors import LocalError, RemoteError, WorldError
 
@@ -258,6 +260,96 @@ async def test_health_shows_every_service_and_the_user_can_act_on_it(tmp_path: P
             await page.until(State.HEALTHY)
             async with httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}) as client:
                 assert (await client.get("/api/v1/health")).status_code == 200
+            nursery.cancel_scope.cancel()
+
+
+async def test_repairs_are_asked_for_by_name_and_their_consequence_is_agreed_to(tmp_path: Path) -> None:
+    clock, done = Clock(), list[str]()
+    supervisor = Supervisor(clock=clock, raise_bugs=True)
+
+    async def run(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+        report.degraded("a page is damaged", "move it aside", ["move-aside"])
+        task_status.started()
+        await stay(report)
+
+    async def move_aside() -> None:
+        await trio.lowlevel.checkpoint()
+        done.append("move-aside")
+
+    async def resync() -> None:
+        raise WorldError("chain_away", "the chain is away")
+
+    repairs = [
+        Repair("move-aside", "move the file aside", "what is in it is not seen", move_aside),
+        Repair("resync", "look again", "", resync, always=True),
+        Repair("restore", "take the backup", "what is newer is lost", move_aside),
+    ]
+    with bind_api(ANY_PORT) as listener:
+
+        async def serve_api(*, task_status: trio.TaskStatus[None]) -> None:
+            await run_api(tmp_path, listener, [health_router(supervisor, clock)], task_status=task_status)
+
+        supervisor.service("api", serve_api)
+        supervisor.reporting("store", run, repairs=repairs)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            token = (tmp_path / "api.token").read_text().strip()
+            async with httpx2.AsyncClient(
+                base_url=url_of(listener), headers={"Authorization": f"Bearer {token}"}
+            ) as client:
+                service = (await client.get("/api/v1/services/store")).json()
+                assert (service["state"], service["remedy"]) == ("degraded", "move it aside")
+                assert [repair["name"] for repair in service["repairs"]] == ["move-aside", "resync"]
+                assert (await client.get("/api/v1/services/moon")).status_code == 404
+
+                async def ask(repair: str, said: object = None) -> tuple[int, str, str]:
+                    answer = await client.post(f"/api/v1/services/store/repairs/{repair}", json=said)
+                    problem = answer.json()
+                    return answer.status_code, problem.get("code", ""), problem.get("detail", "")
+
+                for said in (None, {}, {"confirm": False}):
+                    status, code, detail = await ask("move-aside", said)
+                    assert (status, code) == (409, "not_confirmed")
+                    assert "what is in it is not seen" in detail
+                assert (await ask("restore", {"confirm": True}))[:2] == (409, "repair_not_offered")
+                assert (await ask("explode", {"confirm": True}))[:2] == (404, "no_such_repair")
+                assert (await ask("resync"))[:2] == (503, "chain_away")
+                assert (await ask("move-aside", {"confirm": "yes"}))[:2] == (422, "malformed")
+                assert done == []
+                assert (await ask("move-aside", {"confirm": True}))[0] == 200
+                assert done == ["move-aside"]
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_web_server_that_does_not_answer_itself_begins_anew_on_the_same_sockets(tmp_path: Path) -> None:
+    clock, lives = Clock(), list[int]()
+    supervisor = Supervisor(clock=clock, raise_bugs=True)
+
+    class Jammed(Door):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if len(lives) == 1 and jam.is_set():
+                await trio.sleep_forever()
+            await super().__call__(scope, receive, send)
+
+    jam = trio.Event()
+    with bind_api(ANY_PORT) as listener:
+        door = Jammed(tmp_path, listener=listener, supervisor=supervisor, clock=clock, warnings=[])
+
+        async def run(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+            lives.append(1)
+            await run_door(door, listener, report=report, task_status=task_status)
+
+        page = supervisor.reporting("api", run, patience=0.6)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            await trio.sleep(1.5)
+            assert (page.state, len(lives)) == (State.HEALTHY, 1)
+            jam.set()
+            await page.until(State.RESTARTING)
+            assert "no progress" in page.health.reason
+            await page.until(State.HEALTHY)
+            async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {door.token}"}) as client:
+                assert (await client.get(f"{url_of(listener)}/api/v1/health")).status_code == 200
             nursery.cancel_scope.cancel()
 
 
