@@ -164,6 +164,7 @@ def build(
             wallet=wallet,
             oracle=oracle,
             seed=seed.secret,
+            backup=backup,
             entropy=seams.entropy,
             compute=seams.compute,
         ),

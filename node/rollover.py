@@ -82,6 +82,7 @@ class RolloverNode:
         """Raises WorldError or LocalError saying why the taker cannot begin a rollover now."""
         self.setup.check_oracle()
         self.setup.check_answering()
+        self.setup.check_backup()
         self.feeds[symbol].fresh()
 
     def _check_oracle(self) -> None:

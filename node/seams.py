@@ -19,7 +19,7 @@ from attrs import Factory, frozen
 from node import files
 from node.backup.files import Folder
 from node.backup.format import Seal
-from node.backup.service import Backup, Owner, run_backup
+from node.backup.service import Backup, Owner, one_thread, run_backup
 from node.chain.electrum import ElectrumClient
 from node.chain.servers import Servers
 from node.clock import Clock
@@ -92,11 +92,12 @@ def _run_sqlite(config: NodeConfig, clock: Clock) -> ReportingRun[EventStore]:
 
 def _backup(config: NodeConfig, seed: Seed, clock: Clock) -> ReportingRun[Backup]:
     files, seal, owner = Folder(config.backup_folder), Seal(seed.secret), Owner(config.network, config.role)
+    thread = one_thread()  # of all lives
 
     async def run(
         *, report: Report = UNREPORTED, task_status: trio.TaskStatus[Backup] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        opened = Backup(files, seal, owner, clock, secrets.token_bytes)
+        opened = Backup(files, seal, owner, clock, secrets.token_bytes, thread)
         await run_backup(opened, report=report, task_status=task_status)
 
     return run

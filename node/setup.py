@@ -10,6 +10,7 @@ import structlog
 import trio
 from attrs import Factory, define, field, frozen
 
+from node.backup.service import Backup
 from node.chain.electrum import ElectrumClient
 from node.chain.inputs import check_inputs
 from node.clock import Clock
@@ -77,6 +78,7 @@ class SetupNode:
     wallet: Service[Wallet]
     oracle: Service[OracleClient]
     seed: bytes = field(repr=False)
+    backup: Service[Backup] | None = None
     holds: CoinHolds = Factory(CoinHolds)
     entropy: Callable[[int], bytes] = secrets.token_bytes
     compute: Callable[[Callable[..., Any], tuple[object, ...]], Awaitable[Any]] = in_worker_process
@@ -144,12 +146,13 @@ class SetupNode:
 
     def check_ready(self) -> None:
         """Raises WorldError naming the first service that a setup needs and that is not up, or the oracle that does not
-        answer; LocalError when the oracle has contradicted itself."""
+        answer, or that no backup can be written; LocalError when the oracle has contradicted itself."""
         for service in (self.positions, self.chain, self.wallet):
             with service.lent():
                 pass
         self.check_oracle()
         self.check_answering()
+        self.check_backup()
 
     def check_oracle(self) -> None:
         """Disconnected, or LocalError once the oracle has contradicted itself: nothing new is trusted to it then."""
@@ -160,6 +163,12 @@ class SetupNode:
         """WorldError while the oracle does not answer: nothing new is begun then, and what is under way goes on."""
         with self.oracle.lent() as oracle:
             oracle.check_answering()
+
+    def check_backup(self) -> None:
+        """WorldError while no backup can be written: nothing would be signed then, so nothing is begun."""
+        if self.backup is not None:
+            with self.backup.lent() as backup:
+                backup.check_writable()
 
     async def check_undecided(self, plan: ContractPlan, refusal: Refusal = LocalError, *, late: int = 0) -> None:
         """Refuse to sign for a contract that pays out already: the peer may have held us up until it knew.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,16 +12,17 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from attrs import define, evolve
+from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.backup import keeping, service
 from node.backup.files import UNFINISHED, Folder, MemoryFiles, write_whole
 from node.backup.format import HEADER, SUFFIX, BadBackup, Contents, Head, Kept, Record, Seal
 from node.backup.keeping import matters
 from node.backup.service import Backup, Owner, run_backup
 from node.clock import Clock
-from node.eventstore.interface import EventStore
+from node.eventstore.interface import EventStore, RunBlocking
 from node.eventstore.memory import MemoryBackend, inline, run_memory_store
 from node.health import State as Up
 from node.position.book import STREAM, Positions, run_positions
@@ -34,6 +36,7 @@ from protocols.errors import LocalError, WorldError
 from tests.lives import LOCKED, lock, rollovers
 from tests.positions import ORDER_ID, PEER, facts, history, view
 from tests.setups import order
+from tests.worlds import until
 
 SEED = bytes(range(64))
 SEAL = Seal(SEED)
@@ -144,6 +147,10 @@ class Place(MemoryFiles):
             raise WorldError("backup_failed", "/backup: No space left on device")
         super().write(name, data)
 
+    def try_out(self, name: str) -> None:
+        if self.full:
+            raise WorldError("backup_failed", "/backup: No space left on device")
+
 
 @define
 class Node:
@@ -169,9 +176,11 @@ class Node:
 
 
 @asynccontextmanager
-async def kept(disk: MemoryBackend | None = None, place: Place | None = None) -> AsyncIterator[Node]:
+async def kept(
+    disk: MemoryBackend | None = None, place: Place | None = None, run_blocking: RunBlocking = inline
+) -> AsyncIterator[Node]:
     disk, place = disk or MemoryBackend(), place or Place()
-    made = Backup(place, SEAL, Owner("regtest", "taker"), Clock(), os.urandom, inline)
+    made = Backup(place, SEAL, Owner("regtest", "taker"), Clock(), os.urandom, run_blocking)
     store: Service[EventStore] = Service("store", partial(run_memory_store, disk), raise_bugs=True)
     backup: Service[Backup] = Service("backup", partial(run_backup, made), raise_bugs=True)
     positions: Service[Positions] = Service(
@@ -339,3 +348,92 @@ def test_a_position_matters_from_the_first_signature_on(role: Role) -> None:
     wanted = [matters(history(role, steps).position) for steps in range(5)]
     assert wanted == sorted(wanted)
     assert [wanted[0], wanted[-1]] == [False, True]
+
+
+# --- a place that hangs, and one that is full -------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Hanging(Place):
+    """Does not come back from a write while it hangs; does it in the end."""
+
+    hangs: threading.Event = field(factory=threading.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.hangs.set()
+
+    def write(self, name: str, data: bytes) -> None:
+        self.hangs.wait(60)
+        super().write(name, data)
+
+
+async def test_a_place_that_hangs_refuses_and_what_it_does_late_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WITHIN", 0.2)
+    monkeypatch.setattr(keeping, "AGAIN", 0.05)
+    place_ = Hanging()
+    async with kept(place=place_, run_blocking=service.one_thread()) as it:
+        *_, last = facts()[Role.MAKER]
+        for each in facts()[Role.MAKER][:-1]:
+            await it.positions.call(Positions.remember, each, PEER[Role.MAKER])
+        await until(lambda: it.names() == it.recorded())
+        before = it.recorded()
+        place_.hangs.clear()
+        for _ in range(2):  # the second waits for the first one's thread, and is not let in
+            with pytest.raises(WorldError, match="memory: it has not answered") as refused:
+                await it.positions.call(Positions.remember, last, PEER[Role.MAKER])
+            assert refused.value.code == "backup_failed"
+        assert it.recorded() == before
+        await it.backup.until(Up.DEGRADED)
+        with it.backup.lent() as backup, pytest.raises(WorldError, match="cannot be written"):
+            backup.check_writable()
+        place_.hangs.set()
+        await it.backup.until(Up.HEALTHY)
+        assert it.recorded() == before
+        assert it.names() == before, "the write that came late said more, and was replaced"
+        await it.positions.call(Positions.remember, last, PEER[Role.MAKER])
+        assert it.names() == it.recorded() != before
+
+
+async def test_no_write_overtakes_one_that_hangs() -> None:
+    run, done, hangs = service.one_thread(), [], threading.Event()
+
+    def slow() -> None:
+        hangs.wait(60)
+        done.append("slow")
+
+    with trio.move_on_after(0.05) as left:
+        await run(slow)
+    assert left.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, partial(done.append, "next"))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert done == []
+        hangs.set()
+    assert done == ["slow", "next"]
+
+
+async def test_a_full_place_is_found_out_before_anything_is_begun(autojump_clock: object) -> None:
+    async with kept() as it:
+        it.place.full = True
+        await it.backup.until(Up.DEGRADED)
+        with it.backup.lent() as backup, pytest.raises(WorldError, match="No space left on device") as refused:
+            backup.check_writable()
+        assert refused.value.code == "backup_failed"
+        it.place.full = False
+        await it.backup.until(Up.HEALTHY)
+        with it.backup.lent() as backup:
+            backup.check_writable()
+
+
+def test_trying_a_place_out_leaves_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(tmp_path)
+    folder.try_out("a")
+    assert os.listdir(tmp_path) == []
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WorldError, match="No space left on device"):
+        folder.try_out("a")
+    assert os.listdir(tmp_path) == []

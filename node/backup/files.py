@@ -18,6 +18,8 @@ from protocols.errors import WorldError
 
 UNFINISHED = ".unfinished"
 """What the name of a file that is being written ends with; nobody reads it."""
+TRIED = 64 * 1024
+"""Bytes that are written to see whether there is room: a large position's file, about."""
 
 
 class Files(Protocol):
@@ -42,6 +44,10 @@ class Files(Protocol):
 
     def remove(self, name: str) -> None:
         """One that is not there is no error."""
+        ...
+
+    def try_out(self, name: str) -> None:
+        """See whether a position's file could be written. Nothing under `name` is read by anybody."""
         ...
 
 
@@ -76,6 +82,14 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
             _sync(self.path)
 
+    def try_out(self, name: str) -> None:
+        tried = self.path / (name + UNFINISHED)
+        with self._trouble():
+            try:
+                _put(tried, bytes(TRIED))
+            finally:
+                tried.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def _trouble(self) -> Iterator[None]:
         try:
@@ -104,21 +118,28 @@ class MemoryFiles:
     def remove(self, name: str) -> None:
         self.kept.pop(name, None)
 
+    def try_out(self, name: str) -> None:
+        pass
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file at once: whoever reads, at whatever moment the power goes, finds the old one or the new one."""
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
-        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _put(unfinished, data)
         os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def _put(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def on_one_disk(first: Path, second: Path) -> bool:

@@ -18,7 +18,7 @@ import trio
 from attrs import define, field
 
 from node.backup.format import Kept, Record
-from node.backup.service import Backup
+from node.backup.service import LOOK_EVERY, REMEDY, Backup
 from node.errors import Disconnected
 from node.eventstore.interface import Blob, EventStore, NewEvent
 from node.position.events import (
@@ -52,11 +52,8 @@ BINDING = (CommitSignatureGiven, ContractSigned, RolloverHeld, Revoking, CloseSi
 a full disk never keeps the node from seeing what happens there."""
 PASSING = (RolloverBegun, RolloverRejected, RolloverFailed, CloseProposed, CloseRejected, CloseFailed)
 """Nothing can be claimed with these."""
-LOOK_EVERY = 30.0
-"""Seconds after which somebody's hand in the directory is noticed, at the latest."""
 AGAIN = 10.0
 """Seconds until a place that took nothing is asked again."""
-REMEDY = "make room at the backup's path, or give another with [backup] path"
 
 
 def matters(position: Position) -> bool:
@@ -131,6 +128,7 @@ class BackupKeeper:
                     await self._see_to(positions, position.id)
             with self.backup.lent() as backup:
                 unknown = backup.order_ids() - {position.id for position in positions.all()}
+                backup.check_writable()
         except Disconnected:
             return False  # the store's end is the positions' end, too; the backup tells of its own
         except WorldError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from attrs import field, frozen
 
 from node.backup.format import SUFFIX, BadBackup, Contents, Head, Kept, Record, Seal
 from node.backup.keeping import matters, stream_of
-from node.backup.service import write_new
+from node.backup.service import Backup, write_new
 from node.eventstore.codec import BadEvent
 from node.eventstore.interface import Backend, Blob, NewEvent, Recorded
 from node.eventstore.sqlite import SqliteBackend
@@ -187,6 +187,15 @@ def _replayed(record: Record) -> Position:
     ]
     events = [CODEC.decode(each) for each in recorded]
     return replay(record.order_id, events, [each.recorded_at for each in recorded])
+
+
+async def lost_positions(backup: Backup, known: Collection[bytes]) -> list[Position]:
+    """Those that the backup holds and the store does not: nobody restored them, and yet they are ours."""
+    found = []
+    for record in await backup.read(backup.order_ids() - set(known)):
+        with contextlib.suppress(BadEvent):  # a newer program's
+            found.append(_replayed(record))
+    return found
 
 
 def _remove(path: Path) -> None:
