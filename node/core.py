@@ -289,12 +289,12 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
         await keeper.run(task_status=task_status)
 
     attestations = AttestationKeeper(core.positions, core.oracle)
-    serve = core.supervisor.reporting
-    serve("contracts", run_contracts, [core.positions])
-    serve("locks", run_locks, [core.positions])
-    serve("attestations", attestations.run, [core.positions, core.oracle])
-    serve("deadlines", run_deadlines, [core.positions])
-    serve("punishing", run_punishing, [core.positions, core.chain])
+    supervisor = core.supervisor
+    supervisor.reporting("contracts", run_contracts, [core.positions])
+    supervisor.reporting("locks", run_locks, [core.positions])
+    supervisor.reporting("attestations", attestations.run, [core.positions, core.oracle])
+    supervisor.reporting("deadlines", run_deadlines, [core.positions])
+    supervisor.reporting("punishing", run_punishing, [core.positions, core.chain])
     watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
-    serve("oracle-watch", watch.run, [core.positions, core.oracle])
-    serve("bumping", bumper.run, [core.positions, core.chain, core.wallet])
+    supervisor.reporting("oracle-watch", watch.run, [core.positions, core.oracle])
+    supervisor.reporting("bumping", bumper.run, [core.positions, core.chain, core.wallet])

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SERVICE = re.compile(r'\.service\(\s*f?"([a-z-]+)')
+SERVICE = re.compile(r'\.(?:service|reporting)\(\s*f?"([a-z-]+)')
 """Of one that there are several of, ``maker-{…}``, what comes first."""
 PATH = re.compile(r"\b(?:protocols|node|scripts|tests|docs)/[\w/.-]*\w")
 
