@@ -170,6 +170,7 @@ class LockKeeper:
         except WorldError as error:
             _log.warning("a lock cannot be abandoned yet", order=order, reason=error.sentence)
         except LocalError as error:
-            self.report.degraded(f"the lock of position {order} cannot be abandoned: {error.sentence}")
+            sentence = f"the lock of position {order} cannot be abandoned: {error.sentence}"
+            self.report.degraded(sentence, "nothing: it is tried again and again, and pays as soon as fees fall")
         else:
             _log.warning("lock abandoned", order=order, spent_back_by=spent_back[::-1].hex())

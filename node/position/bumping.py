@@ -45,6 +45,8 @@ SOON = 2
 """Blocks in which what is due shall be confirmed. When so many passed without it, it pays a quarter more than it did,
 whatever the estimate: the estimate was wrong, or the peer's own child stands in the way of ours."""
 
+REMEDY = "see to free coins in the wallet and to the chain server; fees are raised as soon as they can be"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -89,7 +91,7 @@ class Bumper:
                 while True:
                     self._bell = trio.Event()
                     if problems := await self._look(client, positions):
-                        report.degraded("; ".join(problems))
+                        report.degraded("; ".join(problems), REMEDY)
                     else:
                         report.recovered()
                     await wait_beating(self._bell, report, LOOK_EVERY)

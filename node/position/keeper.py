@@ -27,6 +27,8 @@ from node.supervision import Service
 from protocols.contract.oracle import Announcement, Attestation
 from protocols.errors import LocalError
 
+REMEDY = "its record is damaged: restore it from the backup into a new data directory (cfdnode restore)"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -94,7 +96,7 @@ class ChainKeeper:
     def _cannot_keep(self, order_id: bytes, error: LocalError) -> None:
         """A damaged record: that of one contract, and no reason to let the others go."""
         _log.exception("a contract cannot be kept", order=order_id.hex())
-        self.report.degraded(f"position {order_id.hex()}: {error.sentence}")
+        self.report.degraded(f"position {order_id.hex()}: {error.sentence}", REMEDY)
 
     async def _follow(self, positions: Positions, kept: _Kept) -> None:
         while True:
