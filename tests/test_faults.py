@@ -1,5 +1,6 @@
-"""Services that are killed, hang or are slow, and outside worlds that fail, in nodes that trade, roll over and close:
-the API answers throughout, everything comes back by itself, and the money is right. Real processes, real HTTP."""
+"""Services that are killed, hang or are slow, outside worlds that fail, disks that are full, in nodes that trade, roll
+over and close: the API answers throughout, everything comes back by itself, and the money is right. Real processes,
+real HTTP; `python -m tests.faults` does it for as long as wanted."""
 
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from tests.faults.proxies import TROUBLES
 SEED = 5
 
 
-async def test_a_few_services_killed(tmp_path: Path) -> None:
+async def test_a_few_faults(tmp_path: Path) -> None:
     async def strike(matrix: Matrix) -> None:
         await matrix.kill("world", ("api", "store", "chain", "positions"))
+        await matrix.trouble(["garbage"], ["electrum"])
 
-    matrix = await run(tmp_path, SEED, Options(together=2), strike)
+    matrix = await run(tmp_path, SEED, Options(lasts=0.5, together=4), strike)
     assert len(matrix.struck) == 2
     assert all(asking.answers["/health 200"] > 10 for asking in matrix.business.asking.values())
 
@@ -27,6 +29,7 @@ async def test_every_service_and_every_outside_world(tmp_path: Path) -> None:
         await matrix.trouble(TROUBLES)
         await matrix.slow()
         await matrix.hang()
+        await matrix.full_disk()
         await matrix.kill("bug")
 
     matrix = await run(tmp_path, SEED, Options(), strike)

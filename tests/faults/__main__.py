@@ -15,7 +15,7 @@ from node.regtest.processes import end_in_order
 from tests.faults.matrix import Matrix, Options, run
 from tests.faults.proxies import TROUBLES
 
-PARTS = ("kill", "bug", "slow", "hang", "trouble")
+PARTS = ("kill", "bug", "slow", "hang", "trouble", "full")
 
 
 def main() -> int:
@@ -51,6 +51,8 @@ def main() -> int:
                         await matrix.slow(said.only)
                     case "hang":
                         await matrix.hang(said.only)
+                    case "full":
+                        await matrix.full_disk()
                     case "trouble":
                         await matrix.trouble(said.troubles, said.only)
 

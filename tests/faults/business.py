@@ -223,6 +223,13 @@ class Business(Story):
             await comes_true(node, f"/positions/{order_id}", lambda view: view["state"] not in SIGNED - {OPEN})
         return order_id
 
+    async def order(self) -> str:
+        """An order from whatever the taker is offered: the code of its refusal, or the status."""
+        offers = (await self.taker.answer("GET", "/offers")).json()
+        offer_id = offers[0]["id"] if isinstance(offers, list) and offers else "00" * 16
+        response = await self.taker.answer("POST", "/orders", {"offer_id": offer_id, "quantity": 200, "leverage": 1})
+        return str(response.json().get("code", response.status_code))
+
     async def _roll_one(self, path: str) -> None:
         index = (await answer(self.taker, path))["contract"]["index"]
         await self._asked(path + "/rollover")

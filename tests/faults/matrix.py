@@ -13,6 +13,8 @@ from attrs import Factory, define, frozen
 
 from node.regtest.plans import Plan
 from node.regtest.processes import Failed, Node
+from node.regtest.story import answer, comes_true
+from tests.faults import disk
 from tests.faults.business import Business, Struck
 from tests.faults.proxies import Trouble
 
@@ -64,7 +66,7 @@ class Matrix:
 
     async def names(self, node: Node) -> list[str]:
         """The services, as the node's health has them."""
-        return [service["name"] for service in (await node.call("GET", "/health"))["services"]]
+        return [service["name"] for service in (await answer(node, "/health"))["services"]]
 
     async def kill(self, error: str, only: Collection[str] = ()) -> None:
         """An error raised inside each service's life: `world`, one of the foreseen ones, or `bug`."""
@@ -92,7 +94,7 @@ class Matrix:
             {
                 (node.name, service["name"]): service[what]
                 for node in self.business.nodes
-                for service in (await node.call("GET", "/health"))["services"]
+                for service in (await answer(node, "/health"))["services"]
             }
         )
 
@@ -119,7 +121,7 @@ class Matrix:
                 await trio.sleep(self.options.lasts)
                 for node, name in _each(hung):
                     if name not in patient[node]:
-                        await node.call("POST", f"/services/{name}/restart")
+                        await comes_true(node, f"/services/{name}/restart", lambda _: True, method="POST")
                 noticed = Counter({(node.name, name): 1 for node, name in _each(hung) if name in patient[node]})
                 await self._seen(before + noticed)
 
@@ -141,6 +143,21 @@ class Matrix:
                 with proxy.troubled(trouble):
                     await trio.sleep(self.options.lasts)
                 await self._well(f"{trouble} {name}")
+
+    async def full_disk(self) -> None:
+        """Of each node in turn: what it cannot put on record it refuses, and it goes on when there is space."""
+        for node in self.business.nodes:
+            doing = f"full disk of the {node.name.partition('-')[0]}"
+            await self._goes_on(doing)
+            refused: Counter[str] = Counter()
+            with disk.full(node), trio.move_on_after(self.options.lasts):
+                while True:
+                    refused[await self.business.order()] += 1
+                    await trio.sleep(0.1)
+            self.told(f"{doing}: orders were answered with {dict(refused)}")
+            if refused["202"] and node is self.business.taker:
+                raise Failed(f"{doing}: orders were taken that are on no record: {dict(refused)}")
+            await self._well(doing)
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
