@@ -135,8 +135,8 @@ class _Lines:
 
 
 @contextmanager
-def regtest(path: Path) -> Iterator[World]:
-    world = World(path)
+def regtest(path: Path, script: bytes = HOME) -> Iterator[World]:
+    world = World(path, script)
     try:
         yield world
     finally:

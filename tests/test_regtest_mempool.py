@@ -32,11 +32,11 @@ COIN = 50 * 10**8
 class World:
     """A chain with a mempool, and coins that anyone may spend."""
 
-    def __init__(self, datadir: Path) -> None:
+    def __init__(self, datadir: Path, script: bytes = HOME) -> None:
         self.chain = Chain(datadir)
         self.index = Index(self.chain)
         self.mempool = Mempool(self.chain, self.index)
-        self.chain.mine_many(120, script=HOME)
+        self.chain.mine_many(120, script=script)
 
     def coin(self, height: int) -> OutPoint:
         return OutPoint(self.index.blocks[height][0], 0)

@@ -99,7 +99,8 @@ class Comparison:
                 await self._present.newest_tip()
         except WorldError:
             return  # the present one does not answer: that ends the connection, or comes to nothing
-        lead = self._present.headers.lead(theirs)
+        ours = self._present.headers
+        lead = ours.lead(theirs) if theirs.height >= ours.base else ours.height - theirs.height
         if lead >= LAG:
             troubles[name] = f"electrum server {name} is {lead} blocks behind {self._address}"
             return

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from decimal import ROUND_CEILING, Decimal
 from typing import NoReturn
 
@@ -142,6 +143,15 @@ class ElectrumClient:
         """The tip after asking the server; `tip` may be one announcement behind other answers."""
         await self._chain.catch_up()
         return self.tip
+
+    async def reach_down_to(self, other: Headers) -> None:
+        """Have in `headers` the last header that this chain and `other` have in common, if `other` holds one. Raises
+        `ServerLost`: one whose headers do not lead down there is left."""
+        if self.headers.fork(other) is None and self.headers.height >= other.base:
+            try:
+                await self._chain.reach(other.base)
+            except Moved:
+                raise self._session.lied(f"shows no headers down to height {other.base}") from None
 
     async def request(self, method: str, *params: object) -> object:
         """Any method of the protocol, with its answer unchecked."""
@@ -425,7 +435,7 @@ async def _connection(
         await handed_out.wait()
 
         async def look(other: ServerAddress) -> Headers:
-            return await glance(other, network, clock)
+            return await glance(other, network, clock, client.headers)
 
         comparison = Comparison(servers, address, client, look, network=network, clock=clock, report=report)
         await comparison.run()
@@ -445,19 +455,27 @@ async def _connection(
     raise lost
 
 
-async def glance(address: ServerAddress, network: Network, clock: Clock) -> Headers:
-    """The chain that a server shows now, by a connection of its own. Raises `WorldError` naming the server."""
+async def glance(address: ServerAddress, network: Network, clock: Clock, ours: Headers) -> Headers:
+    """The chain that a server shows now, by a connection of its own, down to where it parted from `ours` as far as that
+    shows. Raises `WorldError` naming the server."""
     shown: Headers | None = None
+    greeted = trio.Event()
 
-    def keep(client: ElectrumClient) -> None:
+    async def look() -> None:
         nonlocal shown
-        shown = client.headers
-        client.leave(f"electrum server {address} was asked for its chain only")
+        await greeted.wait()
+        with suppress(ServerLost):
+            await client.reach_down_to(ours)
+            shown = client.headers
+            client.leave(f"electrum server {address} was asked for its chain only")
 
     async with await address.connect() as stream:
         with trio.CancelScope() as life:
             client = ElectrumClient(str(address), stream, network, clock=clock, ended=life.cancel)
-            await client.run(keep)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look)
+                await client.run(lambda _: greeted.set())
+                nursery.cancel_scope.cancel()
     if shown is None:
         raise client.lost()
     return shown

@@ -76,10 +76,11 @@ class Headers:
 
     def lead(self, other: "Headers") -> int:
         """By how many blocks of the heavier chain's last difficulty this chain is ahead of `other`, by work; negative
-        if it is behind. Chains without a common header are measured by the work of as many of their last headers."""
-        fork = self.fork(other)
-        if fork is not None:
-            ahead = self.work(fork + 1) - other.work(fork + 1)
+        if it is behind. Chains without a common header are measured from the lowest height on that both show."""
+        fork, lowest = self.fork(other), max(self.base, other.base)
+        if fork is not None or lowest <= min(self.height, other.height):
+            first = lowest if fork is None else fork + 1
+            ahead = self.work(first) - other.work(first)
         else:
             shown = min(self.height - self.base, other.height - other.base)
             ahead = self.work(self.height - shown) - other.work(other.height - shown)
