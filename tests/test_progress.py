@@ -1,9 +1,11 @@
 """Services that make no progress, fail again and again, or can be repaired; on a clock that jumps."""
 
+import math
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,13 @@ from structlog.testing import capture_logs
 
 from node.causes import MOST_CAUSES, NOTHING
 from node.clock import Clock
+from node.config import HostPort, MakerConfig, TakerConfig, load
 from node.errors import Conflict, Disconnected, NeedsUser, NotFound
 from node.health import Beating, Report, State, stay, wait_beating
+from node.maker import Maker
 from node.supervision import HEALTHY_ENOUGH, START_PATIENCE, Repair, Service, Supervisor
+from node.taker import Taker
+from node.web.sockets import bind_api
 from protocols.errors import WorldError
 
 PATIENCE = 60.0
@@ -228,7 +234,9 @@ class Fails:
         if self.errors:
             if self.up_for:
                 task_status.started()
-                await trio.sleep(self.up_for)
+                for _ in range(10):
+                    report.beat()
+                    await trio.sleep(self.up_for / 10)
             raise self.errors.pop(0)
         task_status.started()
         await stay(report)
@@ -417,3 +425,28 @@ async def test_a_service_that_is_added_later_is_begun_and_seen(autojump_clock: o
         looking.cancel_scope.cancel()
     assert seen[0] == []
     assert seen[-1] == ["part"]
+
+
+# The services of a node
+
+
+@pytest.mark.parametrize(("kind", "build"), [(MakerConfig, Maker.build), (TakerConfig, Taker.build)])
+def test_every_service_of_a_node_has_patience(tmp_path: Path, kind: Any, build: Any) -> None:
+    text = f"""
+        network = "regtest"
+        electrum = ["127.0.0.1:1"]
+        data = "{tmp_path}"
+        {"makers" if kind is TakerConfig else "#"} = ["{"02" * 32}@127.0.0.1:1"]
+        [oracle]
+        url = "http://127.0.0.1:1"
+        announcement_key = "{"02" * 32}"
+        attestation_key = "{"03" * 32}"
+        [prices]
+        url = "ws://127.0.0.1:1"
+    """
+    (tmp_path / "node.toml").write_text(text)
+    config = load(kind, paths=[tmp_path / "node.toml"], environ={}, flags={})
+    with bind_api(HostPort("127.0.0.1", 0)) as listener:
+        services = build(config, listener).core.supervisor.services
+    assert len(services) > 20
+    assert [service.name for service in services if service.patience == math.inf] == []

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import outcome
 import trio
-
 from node.clock import Clock
+from node.health import UNREPORTED, Report
+
 from node.eventstore.interface import (
     AlreadyHandled,
     Backend,
@@ -32,11 +33,17 @@ class MemoryBackend(Backend):
         self._blobs: dict[tuple[str, str], bytes] = {}
         self._cursors: dict[str, int] = {}
 
-    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
+    def write(
+        self, group: Sequence[Callable[[], object]]
+    ) -> list[outcome.Outcome[object]]:
         return [outcome.capture(one) for one in group]
 
     def append(
-        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
+        self,
+        stream: str,
+        expected_version: int,
+        events: Sequence[NewEvent],
+        cursor: Cursor | None,
     ) -> list[Recorded]:
         actual = len(self._streams.get(stream, ()))
         if actual != expected_version:
@@ -51,7 +58,15 @@ class MemoryBackend(Backend):
             blobs[key] = blob.data
         now = self._clock.now()
         recorded = [
-            Recorded(self.last_id + i, stream, actual + i, event.name, event.version, event.data, now)
+            Recorded(
+                self.last_id + i,
+                stream,
+                actual + i,
+                event.name,
+                event.version,
+                event.data,
+                now,
+            )
             for i, event in enumerate(events, start=1)
         ]
         # nothing can fail from here on
@@ -98,7 +113,10 @@ async def inline(function: Callable[[], R], /) -> R:
 
 
 async def run_memory_store(
-    disk: Backend, *, task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED
+    disk: Backend,
+    *,
+    report: Report = UNREPORTED,
+    task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a store over this memory, for ever; the started value is the `EventStore`."""
-    await serve(disk, inline, task_status=task_status)
+    await serve(disk, inline, report=report, task_status=task_status)
