@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 from attrs import frozen
+from protocols.dialogue import Dialogue
+from protocols.identify import PeerRole
+from protocols.offers import OracleKeys
+
+from node import prices as node_prices
 from node.backup.service import Backup
 from node.chain import electrum
 from node.chain.broadcast import Broadcaster
@@ -20,6 +25,7 @@ from node.chain.servers import Servers
 from node.clock import Clock
 from node.clock_check import EXCHANGE, ORACLE, ClockCheck
 from node.config import NodeConfig
+from node.eventstore.interface import EventStore
 from node.health import Report
 from node.network.address import Identity
 from node.network.conversation import Host, answering
@@ -45,12 +51,6 @@ from node.wallet.seed import Seed
 from node.wallet.service import bdk_wallet, next_tips
 from node.workers import in_worker_process, keep_warm
 from protocols import identify, ping
-from protocols.dialogue import Dialogue
-from protocols.identify import PeerRole
-from protocols.offers import OracleKeys
-
-from node import prices as node_prices
-from node.eventstore.interface import EventStore
 
 if TYPE_CHECKING:
     import httpx2
@@ -104,10 +104,7 @@ def build(
     core: Core
     if stage is None:
         clock = seams.clock(config)
-        stage = Stage(
-            Supervisor(clock=clock, jitter=seams.jitter, raise_bugs=seams.raise_bugs),
-            clock,
-        )
+        stage = Stage(Supervisor(clock=clock, jitter=seams.jitter, raise_bugs=seams.raise_bugs), clock)
         stage.seed = seams.open_data(config)
         if api_socket is not None:
             stage.serve(config, api_socket, lambda: routers(core))
@@ -125,25 +122,12 @@ def build(
     supervisor.reporting("chain-monitor", partial(chain.call, monitor.run), [chain])
     supervisor.reporting("broadcaster", partial(chain.call, broadcaster.run), [chain])
     if seams.wallet is None:
-        file, later = (
-            config.data / "wallet.sqlite",
-            partial(supervisor.__getitem__, "positions"),
-        )
-        wallet = bdk_wallet(
-            supervisor,
-            file,
-            seed,
-            chain,
-            network=network.name,
-            clock=clock,
-            positions=later,
-        )
+        file, later = config.data / "wallet.sqlite", partial(supervisor.__getitem__, "positions")
+        wallet = bdk_wallet(supervisor, file, seed, chain, network=network.name, clock=clock, positions=later)
     else:
         wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain)
     backup = supervisor.reporting("backup", seams.backup(config, seed, clock))
-    positions = supervisor.reporting(
-        "positions", partial(run_positions, store, backup), [store]
-    )
+    positions = supervisor.reporting("positions", partial(run_positions, store, backup), [store])
     oracle_keys = OracleKeys(
         scheme=config.oracle.scheme,
         announcement_key=bytes.fromhex(config.oracle.announcement_key),
@@ -169,9 +153,7 @@ def build(
         positions=positions,
         oracle=oracle,
         clocks=clocks,
-        feeds=_feeds(supervisor, config, clocks)
-        if seams.feeds is None
-        else seams.feeds(clock),
+        feeds=_feeds(supervisor, config, clocks) if seams.feeds is None else seams.feeds(clock),
         endpoint=_endpoint(supervisor, config, partial(seams.endpoint, identity), role),
         setup=SetupNode(
             clock=clock,
@@ -198,13 +180,9 @@ def build(
 # --- services, each with what runs it ---------------------------------------------------------------------------------
 
 
-def _chain(
-    supervisor: Supervisor, servers: Servers, network: Network, clock: Clock
-) -> Service[ElectrumClient]:
+def _chain(supervisor: Supervisor, servers: Servers, network: Network, clock: Clock) -> Service[ElectrumClient]:
     async def run(*, task_status: trio.TaskStatus[ElectrumClient]) -> None:
-        await run_electrum(
-            servers, network, clock=clock, report=chain, task_status=task_status
-        )
+        await run_electrum(servers, network, clock=clock, report=chain, task_status=task_status)
 
     chain = supervisor.service("chain", run, patience=electrum.PATIENCE)
     return chain
@@ -218,9 +196,7 @@ def _wallet(
     async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
         with chain.lent() as client:
             opened = await open_wallet(client)
-            await run_wallet(
-                opened, news=next_tips(chain), report=wallet, task_status=task_status
-            )
+            await run_wallet(opened, news=next_tips(chain), report=wallet, task_status=task_status)
 
     wallet = supervisor.service("wallet", run, [chain], patience=PATIENCE)
     return wallet
@@ -228,9 +204,7 @@ def _wallet(
 
 def _watch_clock(core: Core, network: Network) -> None:
     async def run(*, task_status: trio.TaskStatus[ClockCheck]) -> None:
-        await core.clocks.run(
-            core.chain, network, report=clock, task_status=task_status
-        )
+        await core.clocks.run(core.chain, network, report=clock, task_status=task_status)
 
     clock = core.supervisor.service("clock", run, patience=PATIENCE)
 
@@ -262,41 +236,26 @@ def _feeds(supervisor: Supervisor, config: NodeConfig, clocks: ClockCheck) -> Fe
     """The quotes that the node goes by; there never is one when no exchange is configured."""
     if config.prices is None:
         return Feeds(None, clocks.clock)
-    feeds = Feeds(
-        config.prices.url,
-        clocks.clock,
-        config.symbols,
-        stale_after=config.prices.stale_after,
-    )
+    feeds = Feeds(config.prices.url, clocks.clock, config.symbols, stale_after=config.prices.stale_after)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        await feeds.run(
-            report=prices, heard=clocks.listener(EXCHANGE), task_status=task_status
-        )
+        await feeds.run(report=prices, heard=clocks.listener(EXCHANGE), task_status=task_status)
 
     prices = supervisor.service("prices", run, patience=node_prices.PATIENCE)
     return feeds
 
 
 def _endpoint(
-    supervisor: Supervisor,
-    config: NodeConfig,
-    make: Callable[[], Endpoint],
-    role: PeerRole,
+    supervisor: Supervisor, config: NodeConfig, make: Callable[[], Endpoint], role: PeerRole
 ) -> Service[Endpoint]:
     async def run(*, report: Report, task_status: trio.TaskStatus[Endpoint]) -> None:
         endpoint = make()
 
         def who(_: object) -> tuple[Dialogue[object], Host]:
-            own = identify.Identity(
-                "cfdnode", VERSION, endpoint.paths, config.network, role
-            )
+            own = identify.Identity("cfdnode", VERSION, endpoint.paths, config.network, role)
             return identify.listener(own), Host()
 
-        endpoint.handle(
-            ping.PROTOCOL.path,
-            answering(ping.PROTOCOL, lambda _: (ping.listener(), Host())),
-        )
+        endpoint.handle(ping.PROTOCOL.path, answering(ping.PROTOCOL, lambda _: (ping.listener(), Host())))
         endpoint.handle(identify.PROTOCOL.path, answering(identify.PROTOCOL, who))
         await endpoint.run(report=report, task_status=task_status)
 
@@ -307,52 +266,25 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     """What sees to it that a contract comes to its end, whatever the peer does."""
     after = core.config.abandon_after
 
-    async def run_contracts(
-        *, report: Report, task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def run_contracts(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         keeper = ChainKeeper(
-            core.positions,
-            monitor,
-            core.broadcaster,
-            seed.secret,
-            core.clock,
-            report=report,
-            after=after,
+            core.positions, monitor, core.broadcaster, seed.secret, core.clock, report=report, after=after
         )
         await keeper.run(task_status=task_status)
 
     async def run_locks(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         keeper = LockKeeper(
-            core.positions,
-            monitor,
-            core.wallet,
-            core.clock,
-            core.setup.fee_rate,
-            report=report,
-            after=after,
+            core.positions, monitor, core.wallet, core.clock, core.setup.fee_rate, report=report, after=after
         )
         await keeper.run(task_status=task_status)
 
-    bumper = Bumper(
-        core.positions,
-        core.chain,
-        core.wallet,
-        core.broadcaster,
-        core.setup.holds,
-        core.config.fee_rate,
-    )
+    bumper = Bumper(core.positions, core.chain, core.wallet, core.broadcaster, core.setup.holds, core.config.fee_rate)
 
-    async def run_punishing(
-        *, report: Report, task_status: trio.TaskStatus[None]
-    ) -> None:
-        punisher = Punisher(
-            core.positions, core.chain, core.setup.fee_rate, seed.secret, report=report
-        )
+    async def run_punishing(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+        punisher = Punisher(core.positions, core.chain, core.setup.fee_rate, seed.secret, report=report)
         await punisher.run(task_status=task_status)
 
-    async def run_deadlines(
-        *, report: Report, task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def run_deadlines(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         keeper = DeadlineKeeper(core.positions, monitor, core.clock, report=report)
         await keeper.run(task_status=task_status)
 
@@ -360,15 +292,9 @@ def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:
     supervisor = core.supervisor
     supervisor.reporting("contracts", run_contracts, [core.positions])
     supervisor.reporting("locks", run_locks, [core.positions])
-    supervisor.reporting(
-        "attestations", attestations.run, [core.positions, core.oracle]
-    )
+    supervisor.reporting("attestations", attestations.run, [core.positions, core.oracle])
     supervisor.reporting("deadlines", run_deadlines, [core.positions])
     supervisor.reporting("punishing", run_punishing, [core.positions, core.chain])
-    watch = OracleWatch(
-        core.positions, core.oracle, core.chain, core.clock, seed.secret
-    )
+    watch = OracleWatch(core.positions, core.oracle, core.chain, core.clock, seed.secret)
     supervisor.reporting("oracle-watch", watch.run, [core.positions, core.oracle])
-    supervisor.reporting(
-        "bumping", bumper.run, [core.positions, core.chain, core.wallet]
-    )
+    supervisor.reporting("bumping", bumper.run, [core.positions, core.chain, core.wallet])

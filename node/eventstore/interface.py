@@ -78,10 +78,7 @@ class Conflict(LocalError):
     """The stream is not at the version that the events were decided on: reload, decide again."""
 
     def __init__(self, stream: str, expected: int, actual: int) -> None:
-        super().__init__(
-            "conflict",
-            f"stream {stream} is at version {actual}, not at {expected} as expected",
-        )
+        super().__init__("conflict", f"stream {stream} is at version {actual}, not at {expected} as expected")
         self.stream = stream
         self.expected = expected
         self.actual = actual
@@ -92,8 +89,7 @@ class AlreadyHandled(LocalError):
 
     def __init__(self, cursor: Cursor, actual: int) -> None:
         super().__init__(
-            "already_handled",
-            f"subscription {cursor.name} stands at event {actual}, so {cursor.id} was handled before",
+            "already_handled", f"subscription {cursor.name} stands at event {actual}, so {cursor.id} was handled before"
         )
         self.cursor = cursor
         self.actual = actual
@@ -120,9 +116,7 @@ class Backend(ABC):
     """The id of the newest event that is durable; ids stay used when their events are archived."""
 
     @abstractmethod
-    def write(
-        self, group: Sequence[Callable[[], object]]
-    ) -> list[outcome.Outcome[object]]:
+    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
         """Run these calls of `append`, `ack` and `prune` and make what they did durable, together.
 
         Gives what each returned or raised, in order: each happens whole or not at all, and one that fails does not take
@@ -131,11 +125,7 @@ class Backend(ABC):
 
     @abstractmethod
     def append(
-        self,
-        stream: str,
-        expected_version: int,
-        events: Sequence[NewEvent],
-        cursor: Cursor | None,
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
     ) -> list[Recorded]: ...
 
     @abstractmethod
@@ -178,16 +168,12 @@ class EventStore:
     Appends of many tasks that come while one commit is under way go into the next commit together, and share its fsync.
     """
 
-    def __init__(
-        self, backend: Backend, run_blocking: RunBlocking, report: Report = UNREPORTED
-    ) -> None:
+    def __init__(self, backend: Backend, run_blocking: RunBlocking, report: Report = UNREPORTED) -> None:
         self._backend = backend
         self._report = report
         self._run_blocking = run_blocking
         self._last_id = backend.last_id
-        self._moved = (
-            trio.Event()
-        )  # set and replaced when `last_id` grows, or the store closes
+        self._moved = trio.Event()  # set and replaced when `last_id` grows, or the store closes
         self._wishes: list[_Wish] = []
         self._wanted = trio.Event()  # there are wishes, or damage was found
         self._reading = trio.Lock()
@@ -197,12 +183,7 @@ class EventStore:
     # Writing
 
     async def append(
-        self,
-        stream: str,
-        expected_version: int,
-        events: Sequence[NewEvent],
-        *,
-        cursor: Cursor | None = None,
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], *, cursor: Cursor | None = None
     ) -> list[Recorded]:
         """Write all of `events`, their blobs and `cursor`, or nothing; durable before it returns.
 
@@ -210,11 +191,7 @@ class EventStore:
         With a `cursor` the reaction to an event is written exactly once, also if it is no events at all.
         Raises `Conflict`, `AlreadyHandled`, `BlobExists`, or as the module says.
         """
-        return await self._write(
-            partial(
-                self._backend.append, stream, expected_version, tuple(events), cursor
-            )
-        )
+        return await self._write(partial(self._backend.append, stream, expected_version, tuple(events), cursor))
 
     async def ack(self, cursor: Cursor) -> None:
         """Move a cursor forward (never back) after a reaction in the world outside: at least once."""
@@ -236,9 +213,7 @@ class EventStore:
                 self._wishes.remove(wish)
             raise
         if wish.result is None:
-            raise trio.ClosedResourceError(
-                "the event store went down; whether this was written is unknown"
-            )
+            raise trio.ClosedResourceError("the event store went down; whether this was written is unknown")
         return cast(R, wish.result.unwrap())
 
     # Reading
@@ -297,9 +272,7 @@ class EventStore:
                 raise self._damage
             group, self._wishes = self._wishes, []
             try:
-                results = await self._run_blocking(
-                    partial(self._backend.write, [wish.write for wish in group])
-                )
+                results = await self._run_blocking(partial(self._backend.write, [wish.write for wish in group]))
             except BaseException:
                 self._wishes = group + self._wishes  # `close` answers them
                 raise

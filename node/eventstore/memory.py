@@ -33,17 +33,11 @@ class MemoryBackend(Backend):
         self._blobs: dict[tuple[str, str], bytes] = {}
         self._cursors: dict[str, int] = {}
 
-    def write(
-        self, group: Sequence[Callable[[], object]]
-    ) -> list[outcome.Outcome[object]]:
+    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
         return [outcome.capture(one) for one in group]
 
     def append(
-        self,
-        stream: str,
-        expected_version: int,
-        events: Sequence[NewEvent],
-        cursor: Cursor | None,
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
     ) -> list[Recorded]:
         actual = len(self._streams.get(stream, ()))
         if actual != expected_version:
@@ -58,15 +52,7 @@ class MemoryBackend(Backend):
             blobs[key] = blob.data
         now = self._clock.now()
         recorded = [
-            Recorded(
-                self.last_id + i,
-                stream,
-                actual + i,
-                event.name,
-                event.version,
-                event.data,
-                now,
-            )
+            Recorded(self.last_id + i, stream, actual + i, event.name, event.version, event.data, now)
             for i, event in enumerate(events, start=1)
         ]
         # nothing can fail from here on
@@ -113,10 +99,7 @@ async def inline(function: Callable[[], R], /) -> R:
 
 
 async def run_memory_store(
-    disk: Backend,
-    *,
-    report: Report = UNREPORTED,
-    task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED,
+    disk: Backend, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[EventStore] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Run a store over this memory, for ever; the started value is the `EventStore`."""
     await serve(disk, inline, report=report, task_status=task_status)

@@ -93,14 +93,10 @@ class SqliteBackend(Backend):
 
     def _connect(self) -> sqlite3.Connection:
         # isolation_level None: transactions are begun and ended by this module alone
-        connection = sqlite3.connect(
-            self.path, isolation_level=None, check_same_thread=False, timeout=5
-        )
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
         try:
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(
-                "PRAGMA fullfsync = ON"
-            )  # macOS: fsync alone does not reach the disk there
+            connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk there
             connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             connection.close()
@@ -127,10 +123,7 @@ class SqliteBackend(Backend):
             )
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise WorldError(
-                "disk_error",
-                f"{self.path}: its file system cannot hold a write-ahead log",
-            )
+            raise WorldError("disk_error", f"{self.path}: its file system cannot hold a write-ahead log")
         if fresh:
             connection.executescript(
                 f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
@@ -160,9 +153,7 @@ class SqliteBackend(Backend):
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code == sqlite3.SQLITE_FULL:
-                raise WorldError(
-                    "disk_full", f"{self.path}: the disk is full"
-                ) from error
+                raise WorldError("disk_full", f"{self.path}: the disk is full") from error
             if code in WORLD:
                 raise WorldError("disk_error", f"{self.path}: {error}") from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -173,9 +164,7 @@ class SqliteBackend(Backend):
 
     # Writing
 
-    def write(
-        self, group: Sequence[Callable[[], object]]
-    ) -> list[outcome.Outcome[object]]:
+    def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
         # if the group's transaction is lost, each gets one of its own: one too large for the disk fails alone
         try:
             with self._trouble():
@@ -185,9 +174,7 @@ class SqliteBackend(Backend):
                 return [outcome.Error(error)]
         return [self.write([one])[0] for one in group]
 
-    def _transaction(
-        self, group: Sequence[Callable[[], object]]
-    ) -> list[outcome.Outcome[object]]:
+    def _transaction(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
         results: list[outcome.Outcome[object]] = []
         connection = self._writer
         try:
@@ -199,9 +186,7 @@ class SqliteBackend(Backend):
                         results.append(outcome.Value(one()))
                 except NeedsUser:
                     raise
-                except (
-                    Exception
-                ) as error:  # it goes to the task that asked for this write
+                except Exception as error:  # it goes to the task that asked for this write
                     if not connection.in_transaction:
                         raise  # SQLite gave up the whole transaction
                     connection.execute("ROLLBACK TO one")
@@ -211,30 +196,20 @@ class SqliteBackend(Backend):
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
-                connection.execute(
-                    "ROLLBACK"
-                )  # a failed COMMIT leaves the transaction open
+                connection.execute("ROLLBACK")  # a failed COMMIT leaves the transaction open
             raise
         self.last_id = last_id
         return results
 
     def append(
-        self,
-        stream: str,
-        expected_version: int,
-        events: Sequence[NewEvent],
-        cursor: Cursor | None,
+        self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
     ) -> list[Recorded]:
         execute = self._writer.execute
-        (actual,) = execute(
-            "SELECT coalesce(max(position), 0) FROM events WHERE stream = ?", (stream,)
-        ).fetchone()
+        (actual,) = execute("SELECT coalesce(max(position), 0) FROM events WHERE stream = ?", (stream,)).fetchone()
         if actual != expected_version:
             raise Conflict(stream, expected_version, actual)
         if cursor is not None:
-            row = execute(
-                "SELECT id FROM cursors WHERE name = ?", (cursor.name,)
-            ).fetchone()
+            row = execute("SELECT id FROM cursors WHERE name = ?", (cursor.name,)).fetchone()
             if row is not None and row[0] >= cursor.id:
                 raise AlreadyHandled(cursor, row[0])
             self.ack(cursor)
@@ -248,15 +223,9 @@ class SqliteBackend(Backend):
             ).lastrowid
             assert id_ is not None
             for blob in event.blobs:
-                if execute(
-                    "SELECT 1 FROM blobs WHERE stream = ? AND kind = ?",
-                    (stream, blob.kind),
-                ).fetchone():
+                if execute("SELECT 1 FROM blobs WHERE stream = ? AND kind = ?", (stream, blob.kind)).fetchone():
                     raise BlobExists(stream, blob.kind)
-                execute(
-                    "INSERT INTO blobs VALUES (?, ?, ?, ?)",
-                    (stream, blob.kind, id_, blob.data),
-                )
+                execute("INSERT INTO blobs VALUES (?, ?, ?, ?)", (stream, blob.kind, id_, blob.data))
             recorded.append(Recorded(id_, *values))
         return recorded
 
@@ -267,19 +236,14 @@ class SqliteBackend(Backend):
         )
 
     def prune(self, stream: str, kinds: Iterable[str]) -> None:
-        self._writer.executemany(
-            "DELETE FROM blobs WHERE stream = ? AND kind = ?",
-            [(stream, kind) for kind in kinds],
-        )
+        self._writer.executemany("DELETE FROM blobs WHERE stream = ? AND kind = ?", [(stream, kind) for kind in kinds])
 
     # Reading
 
     @staticmethod
     def _newest(connection: sqlite3.Connection) -> int:
         # not max(id): an id stays used when its event is archived
-        newest: int = connection.execute(
-            "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
-        ).fetchone()[0]
+        newest: int = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()[0]
         return newest
 
     def _select(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -287,9 +251,7 @@ class SqliteBackend(Backend):
             return self._reader.execute(query, values).fetchall()
 
     def load(self, stream: str, after: int) -> list[Recorded]:
-        query = (
-            "SELECT * FROM events WHERE stream = ? AND position > ? ORDER BY position"
-        )
+        query = "SELECT * FROM events WHERE stream = ? AND position > ? ORDER BY position"
         return [Recorded(*row) for row in self._select(query, stream, after)]
 
     def read(self, after_id: int, limit: int) -> list[Recorded]:
@@ -297,17 +259,10 @@ class SqliteBackend(Backend):
         return [Recorded(*row) for row in self._select(query, after_id, limit)]
 
     def streams(self) -> list[str]:
-        return [
-            row[0]
-            for row in self._select(
-                "SELECT DISTINCT stream FROM events ORDER BY stream"
-            )
-        ]
+        return [row[0] for row in self._select("SELECT DISTINCT stream FROM events ORDER BY stream")]
 
     def blob(self, stream: str, kind: str) -> bytes | None:
-        rows = self._select(
-            "SELECT data FROM blobs WHERE stream = ? AND kind = ?", stream, kind
-        )
+        rows = self._select("SELECT data FROM blobs WHERE stream = ? AND kind = ?", stream, kind)
         return rows[0][0] if rows else None
 
     def cursor(self, name: str) -> int | None:
@@ -333,10 +288,6 @@ async def run_store(
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             held.enter_context(lock_directory(path.parent))
         except OSError as error:
-            raise WorldError(
-                "disk_error", f"{path.parent}: {error.strerror}"
-            ) from error
-        backend = await run_blocking(
-            partial(SqliteBackend, path, (clock or Clock()).now)
-        )
+            raise WorldError("disk_error", f"{path.parent}: {error.strerror}") from error
+        backend = await run_blocking(partial(SqliteBackend, path, (clock or Clock()).now))
         await serve(backend, run_blocking, report=report, task_status=task_status)
