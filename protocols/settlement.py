@@ -230,7 +230,10 @@ async def taker_close(contract: Contract, price: str, entropy: Entropy) -> bytes
         if accepted.close_txid != close.txid:
             told, ours = accepted.close_txid[::-1].hex(), close.txid[::-1].hex()
             raise RemoteProtocolError(
-                "other_contract", f"close_txid is {told}, of the contract that we hold it is {ours}"
+                "other_contract",
+                f"close_txid is {told}, of the contract that we hold it is {ours}: one of us has a record from before "
+                "the last rollover, and does not know the fees that the close has to pay. Who has the newer one may "
+                "force close; that pays both",
             )
         session = nonce.meet(accepted.nonce)
         if contract.closing is None:
