@@ -122,8 +122,7 @@ def build(
     supervisor.reporting("chain-monitor", partial(chain.call, monitor.run), [chain])
     supervisor.reporting("broadcaster", partial(chain.call, broadcaster.run), [chain])
     if seams.wallet is None:
-        file, later = config.data / "wallet.sqlite", partial(supervisor.__getitem__, "positions")
-        wallet = bdk_wallet(supervisor, file, seed, chain, network=network.name, clock=clock, positions=later)
+        wallet = bdk_wallet(supervisor, config.data / "wallet.sqlite", seed, chain, network=network.name, clock=clock)
     else:
         wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain)
     backup = supervisor.reporting("backup", seams.backup(config, seed, clock))

@@ -180,8 +180,7 @@ class Quoting:
         return self._unready() or feed.problem() if self._running else NOT_RUNNING
 
     def _obstacles(self) -> dict[str, str]:
-        """By symbol why no order could be served now, whatever the offer's price is from; nobody knows while it does not
-        run."""
+        """By symbol why no order could be served now, whatever the offer's price is from."""
         if not self._running:
             return {}
         unready = self._unready()

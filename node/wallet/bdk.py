@@ -4,7 +4,7 @@ BDK's calls block, so each runs in a worker thread, one at a time. Only the talk
 long and changes nothing, goes on beside them and is abandoned when its caller is cancelled. BDK's Electrum client
 dials the node's own loopback endpoint (`node.chain.forward`). The database is a cache of the chain and of how many
 scripts were given out: if it is lost, the first sync rebuilds it from the seed; one that cannot be read is moved aside,
-never deleted.
+never deleted. Beside it a file tells of when it is.
 """
 
 import base64
@@ -37,6 +37,8 @@ R = TypeVar("R")
 
 BATCH = 50
 """Requests that BDK sends at once."""
+SYNCED = ".synced"
+"""What the name of the file ends with that holds the moment of the last sync, seconds since 1970."""
 TIMEOUT = 30
 """Seconds that BDK waits for an answer."""
 
@@ -62,9 +64,13 @@ class BdkWallet(Wallet):
         network: str,
         clock: Clock,
         run_blocking: RunBlocking,
+        path: Path,
+        as_of: float | None = None,
         aside: Path | None = None,
     ) -> None:
         super().__init__(network, clock)
+        self._as_of = as_of
+        self._path = path
         self.aside = aside
         """Where the database was moved that could not be read, if one was: this wallet is rebuilt from the seed."""
         self._seed = seed
@@ -103,6 +109,7 @@ class BdkWallet(Wallet):
                 wallet, persister = await run_blocking(partial(_open, seed, network, path))
             except _Corrupt:
                 raise WorldError("wallet_disk", f"{path}: a new database cannot be read either") from None
+        as_of = await run_blocking(partial(_last_sync, path)) if wallet.latest_checkpoint().height else None
         return cls(
             wallet,
             persister,
@@ -111,6 +118,8 @@ class BdkWallet(Wallet):
             network=network,
             clock=clock,
             run_blocking=run_blocking,
+            path=path,
+            as_of=as_of,
             aside=aside,
         )
 
@@ -125,6 +134,9 @@ class BdkWallet(Wallet):
         async with self._syncing:
             update = await self._ask(question)
             await self._in_turn(partial(self._apply, update))
+
+    async def _remember(self, as_of: float) -> None:
+        await self._run_blocking(partial(_keep_last_sync, self._path, as_of))
 
     async def _reach(self, scripts: Collection[bytes]) -> bool:
         return await self._in_turn(partial(self._reveal_to, scripts))
@@ -280,7 +292,7 @@ def move_aside(path: Path, at: int) -> Path | None:
         moved = path.with_name(f"{path.name}.aside-{at}-{count}")
     found = None
     try:
-        for suffix in ("-wal", "-shm", "-journal", ""):
+        for suffix in (SYNCED, "-wal", "-shm", "-journal", ""):
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(moved.with_name(moved.name + suffix))
@@ -288,6 +300,25 @@ def move_aside(path: Path, at: int) -> Path | None:
     except OSError as error:
         raise WorldError("wallet_disk", f"{path}: cannot be moved aside: {error.strerror}") from error
     return found
+
+
+def _last_sync(path: Path) -> float | None:
+    """When the database saw the chain last; None if nobody knows."""
+    try:
+        return float(path.with_name(path.name + SYNCED).read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _keep_last_sync(path: Path, as_of: float) -> None:
+    """After the database is on disk: it may be newer than this says, never older."""
+    file = path.with_name(path.name + SYNCED)
+    unfinished = file.with_name(file.name + ".unfinished")
+    try:
+        unfinished.write_text(repr(as_of), "ascii")
+        unfinished.replace(file)
+    except OSError as error:
+        raise WorldError("wallet_disk", f"{file}: {error.strerror}") from error
 
 
 def _open(seed: Seed, network: str, path: Path) -> tuple[bdk.Wallet, bdk.Persister]:

@@ -111,14 +111,14 @@ class Wallet(ABC):
         """
         started = self._clock.now()
         await self._sync()
-        self._as_of = started
+        await self._note(started)
 
     async def rescan(self) -> None:
         """As `sync`, and look for coins at scripts past the last one given out, as a wallet does that was just rebuilt
         from its seed: `GAP_LIMIT` of them."""
         started = self._clock.now()
         await self._rescan()
-        self._as_of = started
+        await self._note(started)
 
     async def reach(self, scripts: Collection[bytes]) -> bool:
         """Count the scripts up to the last one of ours among `scripts` as given out; whether that changed anything.
@@ -128,7 +128,8 @@ class Wallet(ABC):
 
     @property
     def as_of(self) -> float | None:
-        """When the last sync that succeeded began, seconds since 1970; None if there was none."""
+        """When the last sync that succeeded began, seconds since 1970, maybe in an earlier life; None if there was
+        none."""
         return self._as_of
 
     async def new_address(self) -> str:
@@ -185,10 +186,14 @@ class Wallet(ABC):
             raise LocalError("bad_prevouts", f"{len(prevouts)} outputs are given for {len(transaction.vin)} inputs")
         return await self._sign(transaction, prevouts, more)
 
+    async def _note(self, as_of: float) -> None:
+        self._as_of = as_of
+        await self._remember(as_of)
+
     async def _seen(self) -> tuple[float, list[Coin], int]:
         as_of = self._as_of
         if as_of is None:
-            raise WorldError("wallet_not_synced", "the wallet has not seen the chain since it was opened")
+            raise WorldError("wallet_not_synced", "the wallet has not seen the chain yet")
         coins, height = await self._coins()
         return as_of, coins, height
 
@@ -199,6 +204,10 @@ class Wallet(ABC):
 
     @abstractmethod
     async def _rescan(self) -> None: ...
+
+    async def _remember(self, as_of: float) -> None:
+        """Keep the moment of the last sync for the next life, if that finds what the sync saw."""
+        await trio.lowlevel.checkpoint()
 
     @abstractmethod
     async def _reach(self, scripts: Collection[bytes]) -> bool: ...
@@ -264,26 +273,29 @@ async def run_wallet(
     report: Report = UNREPORTED,
     task_status: trio.TaskStatus[Wallet] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """A wallet's life as a service: up once it has seen the chain, then a `sync` whenever `news` returns (a new tip),
-    and every so many seconds.
+    """A wallet's life as a service: a `sync` whenever `news` returns (a new tip), and every so many seconds. It is up
+    once it has seen the chain, now or in an earlier life.
 
-    A later sync that fails degrades it only: what it knew keeps its age, and signing needs no server.
+    A sync that fails degrades it only: what it knew keeps its age, and signing needs no server.
     """
-    await wallet.sync()
-    report.fresh()
-    task_status.started(wallet)
+    started = False
     while True:
-        with trio.move_on_after(every):
-            await news()
-        report.beat()
         try:
             await wallet.sync()
         except WorldError as error:
-            report.degraded(f"the balance is that of {_time_of_day(wallet.as_of)}: {error.sentence}", REMEDY)
+            if wallet.as_of is None:
+                raise
+            report.degraded(f"the balance is that of {_moment(wallet.as_of)}: {error.sentence}", REMEDY)
         else:
             report.fresh()
             report.recovered()
+        if not started:
+            started = True
+            task_status.started(wallet)
+        with trio.move_on_after(every):
+            await news()
+        report.beat()
 
 
-def _time_of_day(moment: float | None) -> str:
-    return datetime.fromtimestamp(moment or 0, UTC).strftime("%H:%M:%S UTC")
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

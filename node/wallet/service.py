@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
+from node.backup.restore import lost_positions
+from node.backup.service import Backup
 from node.chain.chainsync import Tip
 from node.chain.electrum import ElectrumClient
 from node.chain.forward import Forwarder
@@ -17,10 +19,14 @@ from node.clock import Clock
 from node.errors import Disconnected
 from node.health import UP
 from node.position.book import Positions
+from node.position.state import Position
 from node.supervision import Repair, Service, Supervisor
 from node.wallet.interface import PATIENCE, REBUILD, RESYNC, Wallet, run_wallet
 from node.wallet.seed import Seed
 from protocols.errors import WorldError
+
+HEAD_START = 3.0
+"""Seconds that the chain has to be there before a wallet that knows something begins to show it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -33,10 +39,10 @@ def bdk_wallet(
     *,
     network: str,
     clock: Clock,
-    positions: Callable[[], Service[Positions]],
 ) -> Service[Wallet]:
-    """The wallet, and before it the Electrum endpoint that BDK dials. Once up it stays so while the chain is away, and
-    what it shows keeps its age. `positions` is asked for when it is needed: that service may be added later."""
+    """The wallet, and before it the Electrum endpoint that BDK dials. But for a new one, which has nothing to show yet,
+    it needs no chain to be up: what it shows has its age. It asks the services `positions` and `backup`, which may be
+    added later."""
     forwarder = Forwarder()
     forward = supervisor.reporting("wallet-chain", partial(chain.call, forwarder.run), [chain])
     rebuilding = False
@@ -45,6 +51,12 @@ def bdk_wallet(
         if not forward.health.up:
             raise Disconnected(chain.name, chain.health.reason or f"{forward.name} is {forward.state.value}")
         return f"127.0.0.1:{forwarder.port}"
+
+    new_tip = next_tips(chain)
+
+    async def news() -> None:
+        await new_tip()
+        await forward.until(*UP)
 
     async def run(*, task_status: trio.TaskStatus[Wallet]) -> None:
         nonlocal rebuilding
@@ -57,9 +69,18 @@ def bdk_wallet(
         opened = await BdkWallet.open(seed, network, path, endpoint, clock=clock)
         if opened.aside is not None:
             _log.warning("the wallet's database could not be read and is rebuilt from the seed", kept=str(opened.aside))
+        if opened.as_of is None:
+            wallet.degraded(f"it has not seen the chain yet, and waits for {forward.name}")
+        while not forward.health.up:
+            wallet.beat()
+            with trio.move_on_after(HEAD_START if opened.as_of is not None else wallet.beat_every):
+                await forward.until(*UP)
+            if opened.as_of is not None:
+                break
+        wallet.recovered()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_reach, opened, positions())
-            await run_wallet(opened, news=next_tips(chain), report=wallet, task_status=task_status)
+            nursery.start_soon(reach, opened, supervisor["positions"], supervisor["backup"])
+            await run_wallet(opened, news=news, report=wallet, task_status=task_status)
 
     async def resync() -> None:
         await wallet.call(Wallet.rescan)
@@ -74,7 +95,6 @@ def bdk_wallet(
     wallet = supervisor.service(
         "wallet",
         run,
-        [chain, forward],
         patience=PATIENCE,
         repairs=(
             Repair(RESYNC, "look through the whole chain for coins of this seed again", "", resync, always=True),
@@ -111,25 +131,31 @@ def next_tips(chain: Service[ElectrumClient]) -> Callable[[], Awaitable[None]]:
     return news
 
 
-async def _reach(wallet: Wallet, positions: Service[Positions]) -> None:
-    """Have the wallet know every script that an event names, and look at it."""
-    await positions.until(*UP)
+async def reach(wallet: Wallet, positions: Service[Positions], backup: Service[Backup]) -> None:
+    """Have the wallet know every script that an event or a backup names, and look at it."""
     try:
-        scripts = await positions.call(own_scripts)
+        await positions.until(*UP)
+        with positions.lent() as known:
+            await _learn(wallet, own_scripts(known.all()))
+        await backup.until(*UP)
+        with positions.lent() as known, backup.lent() as kept:
+            await _learn(wallet, own_scripts(await lost_positions(kept, {each.id for each in known.all()})))
     except WorldError:
         return  # they went down at once; the next life asks again
+
+
+async def _learn(wallet: Wallet, scripts: Collection[bytes]) -> None:
     if await wallet.reach(scripts):
         _log.warning("the wallet had forgotten scripts that contracts name, and looks at them")
         with contextlib.suppress(WorldError):  # then the next regular look shows them
             await wallet.sync()
 
 
-async def own_scripts(positions: Positions) -> Collection[bytes]:
+def own_scripts(positions: Iterable[Position]) -> Collection[bytes]:
     """The scripts of ours that events name: where payouts and change go."""
-    await trio.lowlevel.checkpoint()
     return {
         script
-        for position in positions.all()
+        for position in positions
         for attempt in position.attempts
         for script in (attempt.own.payout_script, attempt.own.change_script)
     }

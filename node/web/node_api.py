@@ -80,13 +80,14 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
 
     @router.get("/node")
     async def node() -> dict[str, Any]:
-        """Who this node is."""
+        """Who this node is, what time it takes it for, and by how many seconds others' clocks are ahead of its own."""
         return {
             "version": VERSION,
             "network": core.config.network,
             "identity": str(core.identity.public),
             "time": core.clock.now(),
             "calendar": core.clock.calendar(),
+            "clock": {"offset": core.clocks.offset(), "by": dict(core.clocks.offsets())},
         }
 
     @router.get("/prices")
