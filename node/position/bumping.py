@@ -90,7 +90,7 @@ class Bumper:
                 task_status.started()
                 while True:
                     self._bell = trio.Event()
-                    if problems := await self._look(client, positions):
+                    if problems := await self._look(client, positions, report):
                         report.degraded("; ".join(problems), REMEDY)
                     else:
                         report.recovered()
@@ -100,7 +100,7 @@ class Bumper:
         async for _ in changes:
             self._bell.set()
 
-    async def _look(self, client: ElectrumClient, positions: Positions) -> list[str]:
+    async def _look(self, client: ElectrumClient, positions: Positions, report: Report) -> list[str]:
         """Once over everything that waits; returns what is in the way."""
         problems: list[str] = []
         if not client.takes_packages:
@@ -115,6 +115,7 @@ class Bumper:
             problems.append(error.sentence)
             estimate = 0
         for position in positions.all():
+            report.beat()  # each may ask a slow server
             try:
                 await self._see_to(client, positions, position, estimate)
             except ServerLost:

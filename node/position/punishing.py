@@ -98,6 +98,7 @@ class Punisher:
         problems: list[str] = []
         for position in positions.all():
             if position.cheated and not position.ended:
+                self.report.beat()
                 try:
                     await self._punish(positions, position, tip)
                 except (LocalError, WorldError) as error:
