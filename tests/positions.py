@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from hashlib import sha256
 
 from attrs import Factory, define, field, frozen
 
 from node.chain.monitor import Seen, View
+from node.eventstore.interface import NewEvent, Recorded
 from node.position.commands import Command, place_order
 from node.position.due import due
-from node.position.events import Event
+from node.position.events import CODEC, Event
 from node.position.evolve import evolve
 from node.position.facts import command_of
 from node.position.state import Position, State
@@ -135,3 +137,19 @@ def wanted(made: History) -> dict[bytes, bytes]:
 def view(tip: int, *placed: tuple[dict[bytes, bytes], int | None]) -> View:
     """A view at a tip; each of `placed` are transactions (id → bytes) and the height that they stand at."""
     return Chain(tip, {txid: (raw, at) for each, at in placed for txid, raw in each.items()}).view()
+
+
+def recorded(new: NewEvent) -> Recorded:
+    return Recorded(1, "position/00", 1, new.name, new.version, new.data, 0.0)
+
+
+def shared(new: NewEvent) -> dict[bytes, bytes]:
+    """What the store keeps of it beside it."""
+    return {sha256(piece).digest(): piece for piece in new.contents}
+
+
+def reread(event: Event) -> Event:
+    """As it comes back from a store."""
+    new = CODEC.encode(event)
+    read: Event = CODEC.decode(recorded(new), shared(new))
+    return read

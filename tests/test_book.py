@@ -19,9 +19,9 @@ from node.eventstore.interface import Conflict, EventStore, NewEvent, Recorded, 
 from node.eventstore.memory import MemoryBackend, inline, run_memory_store
 from node.eventstore.sqlite import run_store
 from node.health import State as Up
-from node.position.book import CONFLICT_TRIES, STREAM, Positions, run_positions
+from node.position.book import CONFLICT_TRIES, Positions, run_positions
 from node.position.commands import Command, fail_setup, place_order
-from node.position.events import CODEC, Event, OrderRejected, signatures_blob
+from node.position.events import CODEC, STREAM, Event, OrderRejected, signatures_blob
 from node.position.observing import observe
 from node.position.state import Position, State
 from node.supervision import Run, Service
@@ -59,7 +59,10 @@ class Book:
                 await self.positions.call(Positions.remember, each, PEER[role])
 
     async def recorded(self) -> list[Event]:
-        return [CODEC.decode(each) for each in await self.store.call(EventStore.load, STREAM_OF_IT)]
+        found = await self.store.call(EventStore.load, STREAM_OF_IT)
+        needed = frozenset[bytes]().union(*map(CODEC.needs, found))
+        contents = await self.store.call(EventStore.contents, needed)
+        return [CODEC.decode(each, contents) for each in found]
 
     async def up_again(self) -> None:
         """After the store went down, which its callers may notice before its service does."""
@@ -204,13 +207,13 @@ async def test_coins_are_reserved_and_points_known_from_the_attempt_on(open_book
         plan = position.plan()
         for party in (plan.maker, plan.taker):
             points = party.points
-            assert opened.now().known_points(points) == {point for _, point in points.each()}
+            assert await opened.now().known_points(points) == {point for _, point in points.each()}
             turned = Points(*(negated(point) for _, point in points.each()))
-            assert opened.now().known_points(turned) == {point for _, point in points.each()}
+            assert await opened.now().known_points(turned) == {point for _, point in points.each()}
         strange = Points(*(bytes([2]) + bytes([each]) * 32 for each in (1, 2, 3)))
-        assert opened.now().known_points(strange) == frozenset()
+        assert await opened.now().known_points(strange) == frozenset()
     async with open_book() as again:
-        assert again.now().known_points(plan.taker.points) == {point for _, point in plan.taker.points.each()}
+        assert await again.now().known_points(plan.taker.points) == {point for _, point in plan.taker.points.each()}
         assert again.now().reserved() == coins
 
 
@@ -221,7 +224,7 @@ async def test_points_of_a_failed_setup_stay_known(open_book: Open) -> None:
         await opened.execute(fail_setup("peer_gone", "the peer is gone"))
         assert opened.now().reserved() == frozenset()
         points = history(Role.TAKER).position.plan().maker.points
-        assert opened.now().known_points(points) == {point for _, point in points.each()}
+        assert await opened.now().known_points(points) == {point for _, point in points.each()}
 
 
 # --- on disk first ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.chain.monitor import View
-from node.eventstore.interface import NewEvent, Recorded
+from node.eventstore.interface import Recorded
 from node.position.abandon import spend_back
 from node.position.commands import (
     Command,
@@ -111,6 +111,9 @@ from tests.positions import (
     commands,
     fact,
     history,
+    recorded,
+    reread,
+    shared,
     view,
     wanted,
 )
@@ -186,10 +189,6 @@ EXAMPLES: tuple[Event, ...] = (
 )
 
 
-def recorded(new: NewEvent) -> Recorded:
-    return Recorded(1, "position/00", 1, new.name, new.version, new.data, 0.0)
-
-
 def test_there_is_an_example_of_every_event_and_every_kind_is_registered() -> None:
     assert [type(each) for each in EXAMPLES] == list(get_args(Event))
     assert [CODEC.encode(each).name for each in EXAMPLES] == list(CODEC.names)
@@ -202,24 +201,26 @@ def test_the_bytes_of_an_event_never_change(event: Event) -> None:
     if not golden.exists() and os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(new.data.hex() + "\n", encoding="ascii")
     assert new.data.hex() == golden.read_text(encoding="ascii").strip()
-    assert CODEC.decode(recorded(new)) == event
+    assert CODEC.decode(recorded(new), shared(new)) == event
 
 
 def test_every_version_that_was_ever_written_can_be_read() -> None:
-    examples = {CODEC.encode(each).name: each for each in EXAMPLES}
+    made = [(CODEC.encode(each), each) for each in EXAMPLES]
+    examples = {new.name: each for new, each in made}
+    contents = {name: piece for new, _ in made for name, piece in shared(new).items()}
     files = sorted(GOLDEN.glob("*.hex"))
     assert len(files) >= len(EXAMPLES)
     for file in files:
         name, version = file.stem.split(".")
         data = bytes.fromhex(file.read_text(encoding="ascii"))
-        event = CODEC.decode(Recorded(1, "position/00", 1, name, int(version), data, 0.0))
-        assert type(event) is type(examples[name])
+        event = CODEC.decode(Recorded(1, "position/00", 1, name, int(version), data, 0.0), contents)
+        assert event == examples[name]
 
 
 @BOTH
 def test_events_of_a_real_setup_are_read_as_they_were_written(role: Role) -> None:
     made = history(role)
-    again = [CODEC.decode(recorded(CODEC.encode(event))) for event in made.events]
+    again = [reread(event) for event in made.events]
     assert again == made.events
     assert replay(ORDER_ID, again) == made.position
 
@@ -791,7 +792,7 @@ def test_any_sequence_of_commands_leaves_a_sound_position(data: st.DataObject) -
             assert not made.position.failed
         if made.position.attested is not None and made.position.lock is not None:
             assert made.position.publishing or made.position.commit or made.position.ending
-    again = replay(ORDER_ID, [CODEC.decode(recorded(CODEC.encode(event))) for event in made.events])
+    again = replay(ORDER_ID, [reread(event) for event in made.events])
     assert again == made.position
     assert made.position.version == len(made.events)
     for raw in wanted(made).values() if made.position.contract else ():

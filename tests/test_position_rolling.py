@@ -40,8 +40,7 @@ from tests.lives import (
     see,
     spend,
 )
-from tests.positions import LAST, LIQUIDATING, ORDER_ID, PEER, TRADER, History, attestation, signatures, view
-from tests.test_position import recorded
+from tests.positions import LAST, LIQUIDATING, ORDER_ID, PEER, TRADER, History, attestation, reread, signatures, view
 
 BOTH = pytest.mark.parametrize("role", Role)
 OTHER = bytes([99]) * 32
@@ -116,7 +115,7 @@ def test_states_and_terms_through_two_rollovers(role: Role) -> None:
         rollovers(2).node(role).plan(index) for index in range(3)
     ]
     assert made.position.keys(2, TRADER[role].seed) == rollovers(2).node(role).keys(2)
-    again = replay(ORDER_ID, [CODEC.decode(recorded(CODEC.encode(event))) for event in made.events])
+    again = replay(ORDER_ID, [reread(event) for event in made.events])
     assert again == made.position
 
 
@@ -536,7 +535,7 @@ def test_any_order_of_facts_looks_and_wishes_leaves_a_sound_position(role: Role,
         held = run.node(role).signatures(position.present.index) if position.present else None
         for txid in due(position, TRADER[role].seed, held):
             assert commits.get(txid, position.own_revoked) >= position.own_revoked  # nothing that we revoked
-    again = replay(ORDER_ID, [CODEC.decode(recorded(CODEC.encode(event))) for event in made.events])
+    again = replay(ORDER_ID, [reread(event) for event in made.events])
     assert again == made.position
 
 

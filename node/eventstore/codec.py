@@ -12,28 +12,40 @@ version's. What is in the store is never rewritten.
         txid: bytes
         height: int
 
+What many events have in common, as the oracle's announcements, is written once for all of them: a field of type
+``tuple[bytes, ...]`` that is marked `SHARED` holds the SHA-256 of each piece in the store, and the pieces go into
+`NewEvent.contents`. A piece is never 32 bytes long, so one that stands there itself, as in older versions, is known.
+
 Fields may be int, str, bytes, bool, enums, None, tuples, frozen classes of these, and unions of one of them and None.
 Reading is exact: an unknown name, a version newer than this program's, a missing or unknown field, or a value of
 another type is refused with `BadEvent`, which never shows a value (events hold salts).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args
 
+import attrs
 import msgpack
 from attrs import frozen
 from cattrs import BaseValidationError, transform_error
 from cattrs.preconf.msgpack import make_converter
 
-from node.eventstore.interface import Blob, NewEvent, Recorded
-from protocols.errors import LocalError
+from node.eventstore.interface import Blob, NewEvent, Recorded, Unreadable
 
 E = TypeVar("E")
 Plain = dict[str, Any]
 Upcaster = Callable[[Plain], Plain]
+Path = tuple[str, ...]
+"""The names of fields that lead from an event to one within it."""
+
+SHARED: Mapping[str, bool] = {"shared": True}
+"""Metadata of a field whose pieces are kept beside the event."""
+_DIGEST = 32
 
 
-class BadEvent(LocalError):
+class BadEvent(Unreadable):
     """A stored event that this program cannot read."""
 
 
@@ -42,6 +54,7 @@ class _Kind:
     name: str
     cls: type[object]
     upcasters: tuple[Upcaster, ...]
+    shared: tuple[Path, ...]
 
     @property
     def version(self) -> int:
@@ -61,6 +74,27 @@ def _packed(plain: object) -> bytes:
     return data
 
 
+def _shared_fields(cls: type[Any]) -> Iterator[Path]:
+    attrs.resolve_types(cls)
+    for each in attrs.fields(cls):
+        if each.metadata.get("shared"):
+            yield (each.name,)
+        for kind in (each.type, *get_args(each.type)):
+            if isinstance(kind, type) and attrs.has(kind):
+                yield from ((each.name, *path) for path in _shared_fields(kind))
+
+
+def _change(plain: Plain, path: Path, change: Callable[[list[bytes]], list[bytes]]) -> Plain:
+    """`plain` with another list of bytes at the end of the path, if there is one."""
+    first, *rest = path
+    found = plain.get(first)
+    if rest:
+        return {**plain, first: _change(found, tuple(rest), change)} if isinstance(found, dict) else plain
+    if not isinstance(found, list | tuple) or not all(isinstance(piece, bytes) for piece in found):
+        return plain
+    return {**plain, first: change(list(found))}
+
+
 class EventCodec:
     """A registry of event classes."""
 
@@ -77,7 +111,7 @@ class EventCodec:
         def register(cls: type[E]) -> type[E]:
             if name in self._by_name:
                 raise ValueError(f"there is already an event {name}")
-            self._by_name[name] = self._by_class[cls] = _Kind(name, cls, upcasters)
+            self._by_name[name] = self._by_class[cls] = _Kind(name, cls, upcasters, tuple(_shared_fields(cls)))
             return cls
 
         return register
@@ -90,28 +124,93 @@ class EventCodec:
     def encode(self, event: object, *blobs: Blob) -> NewEvent:
         """The event as the store takes it; the same event gives the same bytes. KeyError if it is not registered."""
         kind = self._by_class[type(event)]
-        return NewEvent(kind.name, kind.version, _packed(self._converter.unstructure(event)), blobs)
+        plain: Plain = self._converter.unstructure(event)
+        pieces: list[bytes] = []
+        named = _named(plain, kind, pieces)
+        return NewEvent(kind.name, kind.version, _packed(named), blobs, tuple(dict.fromkeys(pieces)))
 
-    def decode(self, recorded: Recorded) -> Any:
-        """The event, of its class as it is today. Raises `BadEvent`."""
-        what = f"event {recorded.id} ({recorded.name} version {recorded.version})"
-        kind = self._by_name.get(recorded.name)
-        if kind is None:
-            raise BadEvent("unknown_event", f"{what}: this program knows no event of this name")
-        if not 1 <= recorded.version <= kind.version:
-            raise BadEvent("unknown_event", f"{what}: this program knows versions 1 to {kind.version}")
+    def needs(self, recorded: Recorded) -> frozenset[bytes]:
+        """The SHA-256 of each piece that `decode` has to be given. Raises `BadEvent`."""
+        kind = self._kind(recorded)
+        needed: set[bytes] = set()
+
+        def note(pieces: list[bytes]) -> list[bytes]:
+            needed.update(piece for piece in pieces if len(piece) == _DIGEST)
+            return pieces
+
+        if kind.shared:
+            plain = self._plain(recorded, kind)
+            for path in kind.shared:
+                _change(plain, path, note)
+        return frozenset(needed)
+
+    def decode(self, recorded: Recorded, contents: Mapping[bytes, bytes] = MappingProxyType({})) -> Any:
+        """The event, of its class as it is today; `contents` has what it `needs`. Raises `BadEvent`."""
+        kind = self._kind(recorded)
+        plain = self._plain(recorded, kind)
+
+        def whole(pieces: list[bytes]) -> list[bytes]:
+            return [contents[piece] if len(piece) == _DIGEST else piece for piece in pieces]
+
+        what = _what(recorded)
         try:
-            plain = msgpack.unpackb(recorded.data)
-            for upcast in kind.upcasters[recorded.version - 1 :]:
-                plain = upcast(plain)
-            event = self._converter.structure(plain, kind.cls)
+            full = plain
+            for path in kind.shared:
+                full = _change(full, path, whole)
+            event = self._converter.structure(full, kind.cls)
         except BaseValidationError as error:
             # not the cause: cattrs' own texts show values
             raise BadEvent("bad_event", f"{what}: {'; '.join(transform_error(error))}") from None
+        except KeyError:
+            raise BadEvent(
+                "content_missing", f"{what}: what it shares with others is missing"
+            ) from None
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise BadEvent("bad_event", f"{what}: not readable ({type(error).__name__})") from None
         # defaults for what is missing, and text taken for a tuple of letters, would pass up to here
-        again = _packed(self._converter.unstructure(event))
-        if again != recorded.data and msgpack.unpackb(again) != msgpack.unpackb(_packed(plain)):
+        again = _packed(_named(self._converter.unstructure(event), kind, []))
+        if again != recorded.data and msgpack.unpackb(again) != msgpack.unpackb(_packed(_named(plain, kind, []))):
             raise BadEvent("bad_event", f"{what}: does not stand for itself when it is written again")
         return event
+
+    def _kind(self, recorded: Recorded) -> _Kind:
+        kind = self._by_name.get(recorded.name)
+        if kind is None:
+            raise BadEvent("unknown_event", f"{_what(recorded)}: this program knows no event of this name")
+        if not 1 <= recorded.version <= kind.version:
+            raise BadEvent("unknown_event", f"{_what(recorded)}: this program knows versions 1 to {kind.version}")
+        return kind
+
+    @staticmethod
+    def _plain(recorded: Recorded, kind: _Kind) -> Plain:
+        """The fields as they are called today."""
+        try:
+            plain: Plain = msgpack.unpackb(recorded.data)
+            for upcast in kind.upcasters[recorded.version - 1 :]:
+                plain = upcast(plain)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise BadEvent("bad_event", f"{_what(recorded)}: not readable ({type(error).__name__})") from None
+        if not isinstance(plain, dict):
+            raise BadEvent("bad_event", f"{_what(recorded)}: not readable (no fields)")
+        return plain
+
+
+def _named(plain: Plain, kind: _Kind, pieces: list[bytes]) -> Plain:
+    """With the SHA-256 of each shared piece in its place; the pieces are added to `pieces`."""
+
+    def name(found: list[bytes]) -> list[bytes]:
+        pieces.extend(piece for piece in found if len(piece) != _DIGEST)
+        return [piece if len(piece) == _DIGEST else sha256(piece).digest() for piece in found]
+
+    for path in kind.shared:
+        plain = _change(plain, path, name)
+    return plain
+
+
+def _what(recorded: Recorded) -> str:
+    return f"event {recorded.id} ({recorded.name} version {recorded.version})"
+
+
+def unchanged(plain: Plain) -> Plain:
+    """The upcaster of an event whose pieces came to be shared: where they stand themselves they are read as before."""
+    return plain

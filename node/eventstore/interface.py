@@ -12,16 +12,20 @@ reload and compare. The same is true of a cancelled `append`: callers for whom t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
 import outcome
 import trio
 from attrs import define, field, frozen
+
 from node.errors import NeedsUser
 from node.health import UNREPORTED, Report
-from protocols.errors import LocalError
+from protocols.errors import LocalError, WorldError
+
+IDLE = 20.0
+"""Seconds without a write after which the way to the disk is tried."""
 
 R = TypeVar("R")
 
@@ -51,6 +55,8 @@ class NewEvent:
     version: int
     data: bytes = field(repr=False)
     blobs: tuple[Blob, ...] = ()
+    contents: tuple[bytes, ...] = field(default=(), repr=False)
+    """Large parts that other events have in common with this one; `data` names each by its SHA-256."""
 
 
 @frozen
@@ -64,6 +70,28 @@ class Recorded:
     version: int
     data: bytes = field(repr=False)
     recorded_at: float
+
+
+@frozen
+class Snapshot:
+    """What a stream's events up to `position` add up to. `form` says to whom it means something; never the truth, only
+    quicker than the events."""
+
+    stream: str
+    position: int
+    form: bytes
+    data: bytes = field(repr=False)
+
+
+@frozen
+class ArchivedStream:
+    """A stream that nobody appends to any more; ids grow in the order of archiving."""
+
+    id: int
+    stream: str
+    summary: bytes = field(repr=False)
+    archived_at: float
+    """Seconds since 1970."""
 
 
 @frozen
@@ -104,6 +132,22 @@ class BlobExists(LocalError):
         self.kind = kind
 
 
+class Archived(LocalError):
+    """The stream was archived: nothing is ever appended to it again."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__("archived", f"stream {stream} is archived, and complete")
+        self.stream = stream
+
+
+class Unreadable(LocalError):
+    """Something in the store cannot be read, and the rest of it can."""
+
+
+class StoreReadOnly(WorldError):
+    """The store is damaged: it is read as far as it can be, and nothing is written."""
+
+
 class Backend(ABC):
     """Where the events are kept: plain blocking calls, which `EventStore` makes.
 
@@ -115,9 +159,11 @@ class Backend(ABC):
     last_id: int
     """The id of the newest event that is durable; ids stay used when their events are archived."""
 
+    # Writing, within `write`
+
     @abstractmethod
     def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
-        """Run these calls of `append`, `ack` and `prune` and make what they did durable, together.
+        """Run these calls of what follows, up to `archive`, and make what they did durable, together.
 
         Gives what each returned or raised, in order: each happens whole or not at all, and one that fails does not take
         another with it. Raises only when the store cannot go on.
@@ -135,7 +181,18 @@ class Backend(ABC):
     def prune(self, stream: str, kinds: Iterable[str]) -> None: ...
 
     @abstractmethod
+    def keep_snapshot(self, snapshot: Snapshot) -> None: ...
+
+    @abstractmethod
+    def archive(self, stream: str, expected_version: int, summary: bytes, marks: Collection[bytes]) -> None: ...
+
+    # Reading
+
+    @abstractmethod
     def load(self, stream: str, after: int) -> list[Recorded]: ...
+
+    @abstractmethod
+    def tails(self, after: Mapping[str, int]) -> dict[str, list[Recorded]]: ...
 
     @abstractmethod
     def read(self, after_id: int, limit: int) -> list[Recorded]: ...
@@ -148,6 +205,21 @@ class Backend(ABC):
 
     @abstractmethod
     def cursor(self, name: str) -> int | None: ...
+
+    @abstractmethod
+    def contents(self, hashes: Collection[bytes]) -> dict[bytes, bytes]: ...
+
+    @abstractmethod
+    def snapshots(self, prefix: str) -> list[Snapshot]: ...
+
+    @abstractmethod
+    def archived(self, prefix: str, before: int | None, limit: int) -> list[ArchivedStream]: ...
+
+    @abstractmethod
+    def load_archived(self, stream: str) -> list[Recorded]: ...
+
+    @abstractmethod
+    def marked(self, marks: Collection[bytes]) -> frozenset[bytes]: ...
 
     @abstractmethod
     def close(self) -> None: ...
@@ -170,8 +242,8 @@ class EventStore:
 
     def __init__(self, backend: Backend, run_blocking: RunBlocking, report: Report = UNREPORTED) -> None:
         self._backend = backend
-        self._report = report
         self._run_blocking = run_blocking
+        self._report = report
         self._last_id = backend.last_id
         self._moved = trio.Event()  # set and replaced when `last_id` grows, or the store closes
         self._wishes: list[_Wish] = []
@@ -189,7 +261,7 @@ class EventStore:
 
         `expected_version` is the position of the last event that the caller knows of, 0 for a new stream.
         With a `cursor` the reaction to an event is written exactly once, also if it is no events at all.
-        Raises `Conflict`, `AlreadyHandled`, `BlobExists`, or as the module says.
+        Raises `Conflict`, `AlreadyHandled`, `BlobExists`, `Archived`, or as the module says.
         """
         return await self._write(partial(self._backend.append, stream, expected_version, tuple(events), cursor))
 
@@ -200,6 +272,18 @@ class EventStore:
     async def prune(self, stream: str, kinds: Iterable[str]) -> None:
         """Delete these blobs of a stream; those that do not exist are no error, so it may be repeated."""
         await self._write(partial(self._backend.prune, stream, tuple(kinds)))
+
+    async def keep_snapshot(self, stream: str, position: int, form: bytes, data: bytes) -> None:
+        """Keep what the stream's events up to `position` add up to, in the place of the last one."""
+        await self._write(partial(self._backend.keep_snapshot, Snapshot(stream, position, form, data)))
+
+    async def archive(self, stream: str, expected_version: int, summary: bytes, marks: Collection[bytes] = ()) -> None:
+        """Put a stream that is complete away: `streams`, `load` and `read` do not show it any more, its blobs and its
+        snapshot are gone, appending to it is refused (`Archived`). `marks` are remembered for ever.
+
+        Raises `Conflict` when there are other events than the caller knows of.
+        """
+        await self._write(partial(self._backend.archive, stream, expected_version, summary, tuple(marks)))
 
     async def _write(self, write: Callable[[], R]) -> R:
         self._check_open()
@@ -222,6 +306,10 @@ class EventStore:
         """The events of a stream whose position is greater than `after`, in order; empty for an unknown stream."""
         return await self._read(partial(self._backend.load, stream, after))
 
+    async def tails(self, after: Mapping[str, int]) -> dict[str, list[Recorded]]:
+        """By stream what `load` gives after this position: many streams in one call."""
+        return await self._read(partial(self._backend.tails, dict(after)))
+
     async def read(self, after_id: int = 0, limit: int = 1000) -> list[Recorded]:
         """At most `limit` events of all streams with an id greater than `after_id`, in order."""
         return await self._read(partial(self._backend.read, after_id, limit))
@@ -237,6 +325,26 @@ class EventStore:
     async def cursor(self, name: str) -> int | None:
         """The id up to which the subscription `name` has dealt with events; None before its first word."""
         return await self._read(partial(self._backend.cursor, name))
+
+    async def contents(self, hashes: Collection[bytes]) -> dict[bytes, bytes]:
+        """Those of these contents that are there, by their SHA-256."""
+        return await self._read(partial(self._backend.contents, tuple(hashes)))
+
+    async def snapshots(self, prefix: str = "") -> list[Snapshot]:
+        """Of the live streams whose name begins so; each has one at most."""
+        return await self._read(partial(self._backend.snapshots, prefix))
+
+    async def archived(self, prefix: str = "", before: int | None = None, limit: int = 100) -> list[ArchivedStream]:
+        """At most `limit` archived streams whose name begins so and whose id is below `before`, the newest first."""
+        return await self._read(partial(self._backend.archived, prefix, before, limit))
+
+    async def load_archived(self, stream: str) -> list[Recorded]:
+        """The events of an archived stream, in order; empty for an unknown one."""
+        return await self._read(partial(self._backend.load_archived, stream))
+
+    async def marked(self, marks: Collection[bytes]) -> frozenset[bytes]:
+        """Those of these that `archive` was given some time."""
+        return await self._read(partial(self._backend.marked, tuple(marks)))
 
     async def _read(self, read: Callable[[], R]) -> R:
         async with self._reading:
@@ -265,7 +373,7 @@ class EventStore:
     async def run(self) -> None:
         """Commit group after group, for ever; while there are none, see from time to time that it could be done."""
         while True:
-            with trio.move_on_after(self._report.beat_every):
+            with trio.move_on_after(IDLE):
                 await self._wanted.wait()
             self._wanted = trio.Event()
             if self._damage is not None:

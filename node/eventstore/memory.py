@@ -1,16 +1,18 @@
 """The event store in memory, for tests and the simulator. The backend is the disk, and outlives the nodes on it."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import TypeVar
 
 import outcome
 import trio
-from node.clock import Clock
-from node.health import UNREPORTED, Report
 
+from node.clock import Clock
 from node.eventstore.interface import (
     AlreadyHandled,
+    Archived,
+    ArchivedStream,
     Backend,
     BlobExists,
     Conflict,
@@ -18,8 +20,10 @@ from node.eventstore.interface import (
     EventStore,
     NewEvent,
     Recorded,
+    Snapshot,
     serve,
 )
+from node.health import UNREPORTED, Report
 
 R = TypeVar("R")
 
@@ -32,6 +36,10 @@ class MemoryBackend(Backend):
         self._streams: dict[str, list[Recorded]] = {}
         self._blobs: dict[tuple[str, str], bytes] = {}
         self._cursors: dict[str, int] = {}
+        self._contents: dict[bytes, bytes] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._archive: dict[str, tuple[ArchivedStream, list[Recorded]]] = {}
+        self._marks: set[bytes] = set()
 
     def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
         return [outcome.capture(one) for one in group]
@@ -39,9 +47,8 @@ class MemoryBackend(Backend):
     def append(
         self, stream: str, expected_version: int, events: Sequence[NewEvent], cursor: Cursor | None
     ) -> list[Recorded]:
-        actual = len(self._streams.get(stream, ()))
-        if actual != expected_version:
-            raise Conflict(stream, expected_version, actual)
+        self._check(stream, expected_version)
+        actual = expected_version
         if cursor is not None and self._cursors.get(cursor.name, -1) >= cursor.id:
             raise AlreadyHandled(cursor, self._cursors[cursor.name])
         blobs: dict[tuple[str, str], bytes] = {}
@@ -57,6 +64,7 @@ class MemoryBackend(Backend):
         ]
         # nothing can fail from here on
         self._blobs |= blobs
+        self._contents |= {sha256(piece).digest(): piece for event in events for piece in event.contents}
         if cursor is not None:
             self._cursors[cursor.name] = cursor.id
         if recorded:
@@ -65,6 +73,13 @@ class MemoryBackend(Backend):
             self.last_id = recorded[-1].id
         return recorded
 
+    def _check(self, stream: str, expected_version: int) -> None:
+        if stream in self._archive:
+            raise Archived(stream)
+        actual = len(self._streams.get(stream, ()))
+        if actual != expected_version:
+            raise Conflict(stream, expected_version, actual)
+
     def ack(self, cursor: Cursor) -> None:
         self._cursors[cursor.name] = max(cursor.id, self._cursors.get(cursor.name, 0))
 
@@ -72,8 +87,24 @@ class MemoryBackend(Backend):
         for kind in kinds:
             self._blobs.pop((stream, kind), None)
 
+    def keep_snapshot(self, snapshot: Snapshot) -> None:
+        if snapshot.stream in self._streams:
+            self._snapshots[snapshot.stream] = snapshot
+
+    def archive(self, stream: str, expected_version: int, summary: bytes, marks: Collection[bytes]) -> None:
+        self._check(stream, expected_version)
+        put_away = ArchivedStream(len(self._archive) + 1, stream, summary, self._clock.now())
+        self._archive[stream] = put_away, self._streams.pop(stream, [])
+        self._events = [recorded for recorded in self._events if recorded.stream != stream]
+        self._blobs = {key: data for key, data in self._blobs.items() if key[0] != stream}
+        self._snapshots.pop(stream, None)
+        self._marks |= set(marks)
+
     def load(self, stream: str, after: int) -> list[Recorded]:
         return self._streams.get(stream, [])[after:]
+
+    def tails(self, after: Mapping[str, int]) -> dict[str, list[Recorded]]:
+        return {stream: self.load(stream, position) for stream, position in after.items()}
 
     def read(self, after_id: int, limit: int) -> list[Recorded]:
         start = bisect_right(self._events, after_id, key=lambda recorded: recorded.id)
@@ -87,6 +118,23 @@ class MemoryBackend(Backend):
 
     def cursor(self, name: str) -> int | None:
         return self._cursors.get(name)
+
+    def contents(self, hashes: Collection[bytes]) -> dict[bytes, bytes]:
+        return {name: self._contents[name] for name in hashes if name in self._contents}
+
+    def snapshots(self, prefix: str) -> list[Snapshot]:
+        return [kept for stream, kept in sorted(self._snapshots.items()) if stream.startswith(prefix)]
+
+    def archived(self, prefix: str, before: int | None, limit: int) -> list[ArchivedStream]:
+        newest_first = sorted((each for each, _ in self._archive.values()), key=lambda each: -each.id)
+        below = [each for each in newest_first if before is None or each.id < before]
+        return [each for each in below if each.stream.startswith(prefix)][:limit]
+
+    def load_archived(self, stream: str) -> list[Recorded]:
+        return self._archive[stream][1] if stream in self._archive else []
+
+    def marked(self, marks: Collection[bytes]) -> frozenset[bytes]:
+        return frozenset(self._marks.intersection(marks))
 
     def close(self) -> None:
         pass

@@ -2,6 +2,7 @@
 attestation, and each proof that it contradicted itself."""
 
 from enum import Enum
+from hashlib import sha256
 
 from attrs import frozen
 
@@ -36,12 +37,18 @@ class Announcements:
     async def get(self, kind: Kind, event: str) -> bytes | None:
         """What was kept of this kind for the event of this id."""
         recorded = await self.store.call(EventStore.load, kind.value + event)
-        return recorded[0].data if recorded else None
+        if not recorded or recorded[0].version == 1:
+            return recorded[0].data if recorded else None
+        return (await self.store.call(EventStore.contents, [recorded[0].data])).get(recorded[0].data)
 
     async def put(self, kind: Kind, event: str, raw: bytes) -> None:
         """Keep the first; a later one is never written."""
+        if kind is Kind.ANNOUNCEMENT:  # positions name it, too: it is kept once, and stands here by its SHA-256
+            new = NewEvent(_NAMES[kind], 2, sha256(raw).digest(), contents=(raw,))
+        else:
+            new = NewEvent(_NAMES[kind], 1, raw)
         try:
-            await self.store.call(EventStore.append, kind.value + event, 0, [NewEvent(_NAMES[kind], 1, raw)])
+            await self.store.call(EventStore.append, kind.value + event, 0, [new])
         except Conflict:
             return
 

@@ -8,7 +8,8 @@ being reserved, as last known, and is read again before anything else is decided
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import NoReturn
 
 import structlog
@@ -18,24 +19,27 @@ from attrs import evolve as changed
 from node.backup.keeping import BackupKeeper
 from node.backup.service import Backup
 from node.chain.latest import Latest
+from node.clock import Clock
 from node.errors import Disconnected
-from node.eventstore.codec import BadEvent
-from node.eventstore.interface import Blob, Conflict, EventStore, NewEvent
+from node.eventstore.interface import Archived as InArchive
+from node.eventstore.interface import Blob, Conflict, EventStore, NewEvent, StoreReadOnly
 from node.health import UNREPORTED, Report
+from node.position import snapshots
+from node.position.archive import Archived, View, archivable, shown, summary
 from node.position.commands import Command, fail_setup
 from node.position.events import (
     CODEC,
-    AttemptStarted,
+    STREAM,
     Buried,
-    CommitSignatureGiven,
     Event,
     RevocationReceived,
-    RolloverBegun,
-    RolloverHeld,
+    points_of,
     signatures_blob,
+    stream_of,
 )
-from node.position.evolve import evolve, replay
+from node.position.evolve import evolve
 from node.position.facts import command_of, decode_signatures
+from node.position.loading import Loaded, load_all, load_one
 from node.position.state import Position, State
 from node.supervision import Service
 from protocols.contract.funding import OutPoint
@@ -49,58 +53,81 @@ _log = structlog.get_logger(__name__)
 CONFLICT_TRIES = 5
 AGAIN = 10.0
 """Seconds until a disk that refused to take something is asked again."""
-STREAM = "position/"
-"""What the names of positions' streams begin with; the order id follows in hex."""
+TIDY_EVERY = 120.0
+"""Seconds between two looks for what is to be archived, or to be kept in a snapshot."""
+SNAPSHOT_EVERY = 30
+"""Events of one position."""
 
+REMEDY = "restore a backup, or move the damaged file aside: the event store offers both"
 
-def _stream(order_id: bytes) -> str:
-    return STREAM + order_id.hex()
+ARCHIVED_AT_ONCE = 500
+
+Show = Callable[[Position], View]
+"""What is kept of an archived position for people to see."""
 
 
 class Positions:
     """Loaded whole at the start of its life; see `run_positions`."""
 
-    def __init__(self, store: Service[EventStore], backup: Service[Backup] | None = None) -> None:
+    def __init__(
+        self,
+        store: Service[EventStore],
+        backup: Service[Backup] | None = None,
+        *,
+        clock: Clock | None = None,
+        show: Show = shown,
+    ) -> None:
         self._store = store
         self.backup = None if backup is None else BackupKeeper(backup, store)
+        self._clock = clock or Clock()
+        self._show = show
         self._positions: dict[bytes, Position] = {}
         self._stale: set[bytes] = set()
         """Positions of which the disk may know more."""
-        self._points: set[bytes] = set()
+        self._points: dict[bytes, set[bytes]] = {}
+        """By position."""
         self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
         self._owed: list[tuple[bytes, Command]] = []
         """What the disk did not take yet, though nobody waits for it."""
+        self._kept: dict[bytes, int] = {}
+        """By position the version that its snapshot is of."""
+        self._untidy: set[str] = set()
+        """What was said of that which could not be tidied up."""
+        self.read_only: StoreReadOnly | None = None
+        """Why nothing can be written in this life of the store."""
         self.unreadable: dict[bytes, str] = {}
         """Positions whose record is damaged, with what is wrong: the disk must be mended."""
         self.changed = Latest(0)
         """Rises with every change of any position: what waits for one loops over its `changes`."""
 
-    async def load(self) -> None:
-        for stream in await self._store.call(EventStore.streams):
-            if stream.startswith(STREAM):
-                order_id = bytes.fromhex(stream.removeprefix(STREAM))
-                try:
-                    await self._reload(order_id)
-                except BadEvent as error:
+    async def load(self, report: Report = UNREPORTED) -> None:
+        async with aclosing(load_all(self._store)) as those:
+            async for each in those:
+                report.beat()
+                if isinstance(each, Loaded):
+                    self._take(each.position, each.points)
+                    self._kept[each.position.id] = each.kept
+                else:
                     # one damaged record must not keep the others from being watched
-                    self.unreadable[order_id] = error.sentence
-                    _log.exception("a position cannot be read", order=order_id.hex())
+                    self.unreadable[each.order_id] = each.reason
+                    _log.error("a position cannot be read", order=each.order_id.hex(), reason=each.reason)
+
+        try:
+            await self._store.call(EventStore.prune, STREAM, ())  # a write of nothing
+        except StoreReadOnly as error:
+            self.read_only = error
 
     async def _reload(self, order_id: bytes) -> Position:
-        recorded = await self._store.call(EventStore.load, _stream(order_id))
-        events = [CODEC.decode(each) for each in recorded]
-        position = replay(order_id, events, [each.recorded_at for each in recorded])
-        self._take(position, events)
-        return position
+        loaded = await load_one(self._store, order_id)
+        self._take(loaded.position, loaded.points)
+        return loaded.position
 
-    def _take(self, position: Position, events: Iterable[Event]) -> None:
+    def _take(self, position: Position, points: Iterable[bytes]) -> None:
         self._stale.discard(position.id)
         if not position.version or position == self._positions.get(position.id):
             return
         self._positions[position.id] = position
-        for event in events:
-            for party in _parties(event):
-                self._points |= {point for _, point in party.each()}
+        self._points.setdefault(position.id, set()).update(points)
         self.changed.set(self.changed.value + 1)
 
     # What is asked of it
@@ -112,10 +139,24 @@ class Positions:
     def get(self, order_id: bytes) -> Position | None:
         return self._positions.get(order_id)
 
-    def known_points(self, points: Points) -> frozenset[bytes]:
+    def check_writable(self) -> None:
+        """Raises `WorldError` (``store_read_only``) when no command can be recorded: nothing new may be begun then."""
+        if self.read_only is not None:
+            raise WorldError(
+                "store_read_only",
+                "no new trades, rollovers or closes until a backup is restored or the file is moved aside: "
+                f"{self.read_only.sentence}",
+            )
+
+    async def known(self, order_id: bytes) -> bool:
+        """Whether there is, or ever was, a position of this order id."""
+        return order_id in self._positions or bool(await self._store.call(EventStore.marked, [order_id]))
+
+    async def known_points(self, points: Points) -> frozenset[bytes]:
         """Those points of any attempt of any position that are equal to one of these or its negative."""
         asked = {form for _, point in points.each() for form in (point, negated(point))}
-        return frozenset(asked & self._points)
+        live = {point for those in self._points.values() for point in asked & those}
+        return frozenset(live) | await self._store.call(EventStore.marked, asked)
 
     def reserved(self) -> frozenset[OutPoint]:
         """Coins of ours that positions hold."""
@@ -123,7 +164,7 @@ class Positions:
 
     async def signatures(self, order_id: bytes, index: int) -> Signatures:
         """The peer's refund and CET signatures of an attempt."""
-        data = await self._store.call(EventStore.blob, _stream(order_id), signatures_blob(index))
+        data = await self._store.call(EventStore.blob, stream_of(order_id), signatures_blob(index))
         if data is None:
             raise LocalError("no_signatures", f"no signatures of attempt {index} of {order_id.hex()} are stored")
         return decode_signatures(data)
@@ -180,22 +221,25 @@ class Positions:
             events = command(position)
             if not events:
                 return position
+            self.check_writable()
             new = [CODEC.encode(event) for event in events]
             if blobs:
                 new[0] = changed(new[0], blobs=tuple(blobs))
             await self._before(position, events, new, blobs)
             try:
-                recorded = await self._store.call(EventStore.append, _stream(order_id), position.version, new)
+                recorded = await self._store.call(EventStore.append, stream_of(order_id), position.version, new)
             except Conflict:
                 self._stale.add(order_id)
                 continue
+            except InArchive:
+                raise
             except BaseException:
                 # whether it was written is unknown: what is in memory must not be decided upon again
                 self._stale.add(order_id)
                 raise
             for event, each in zip(events, recorded, strict=True):
                 position = evolve(position, event, each.recorded_at)
-            self._take(position, events)
+            self._take(position, points_of(events))
             self._after(position, events)
             await self._prune(position, events)
             return position
@@ -212,6 +256,71 @@ class Positions:
         """They are on disk, and the position is what it is now."""
         if self.backup is not None:
             self.backup.after(position, events)
+
+    # What is over, and what a start need not replay
+
+    async def keep_tidy(self) -> NoReturn:
+        """Archive what is over and write snapshots, one position at a time."""
+        while True:
+            for order_id in list(self._positions):
+                try:
+                    await self.tidy(order_id, self._clock.now())
+                except Disconnected:
+                    raise
+                except (LocalError, WorldError) as error:  # it takes room and time, and nothing else
+                    if error.sentence not in self._untidy:
+                        self._untidy.add(error.sentence)
+                        _log.warning("a position is not tidied up", order=order_id.hex(), reason=error.sentence)
+            await trio.sleep(TIDY_EVERY)
+
+    async def tidy(self, order_id: bytes, now: float) -> None:
+        """Archive this one if it is over, or write its snapshot if that is due."""
+        position = self._positions[order_id]
+        if self._archivable(position, now):
+            async with self._locks[order_id]:
+                position = self._positions[order_id]
+                if self._archivable(position, now):
+                    await self._archive(position)
+            if not self._locks[order_id].locked():
+                del self._locks[order_id]
+        elif position.version >= self._kept.get(order_id, 0) + SNAPSHOT_EVERY:
+            data = snapshots.encode(position, self._points[order_id])
+            await self._store.call(
+                EventStore.keep_snapshot, stream_of(order_id), position.version, snapshots.FORM, data
+            )
+            self._kept[order_id] = position.version
+
+    def _archivable(self, position: Position, now: float) -> bool:
+        if position.id in self._stale or (self.backup is not None and self.backup.holds(position.id)):
+            return False
+        return archivable(position, now)
+
+    async def _archive(self, position: Position) -> None:
+        marks = {position.id, *self._points[position.id]}
+        said = summary(position, self._show(position))
+        with trio.CancelScope(shield=True):
+            await self._store.call(EventStore.archive, stream_of(position.id), position.version, said, marks)
+        for those in (self._positions, self._points, self._kept):
+            those.pop(position.id, None)
+        self.changed.set(self.changed.value + 1)
+
+    async def archived(self, before: int | None = None, limit: int = 50) -> list[Archived]:
+        """The newest first; `before`: the `id` of the last one that was seen."""
+        streams = await self._store.call(EventStore.archived, STREAM, before, limit)
+        return [Archived.read(each) for each in streams]
+
+    async def archived_scripts(self) -> frozenset[bytes]:
+        """Scripts of ours that archived positions named."""
+        scripts: set[bytes] = set()
+        page = await self.archived(limit=ARCHIVED_AT_ONCE)
+        while page:
+            scripts.update(*(each.scripts for each in page))
+            page = await self.archived(page[-1].id, ARCHIVED_AT_ONCE)
+        return frozenset(scripts)
+
+    async def archived_one(self, order_id: bytes) -> Archived | None:
+        streams = await self._store.call(EventStore.archived, stream_of(order_id), None, 1)
+        return Archived.read(streams[0]) if streams else None
 
     def turn(self, order_id: bytes) -> trio.Lock:
         """Held while a command on the position is carried out."""
@@ -231,7 +340,7 @@ class Positions:
                     pass
         if indices:
             try:
-                await self._store.call(EventStore.prune, _stream(position.id), map(signatures_blob, sorted(indices)))
+                await self._store.call(EventStore.prune, stream_of(position.id), map(signatures_blob, sorted(indices)))
             except WorldError as error:  # what is left behind takes room and nothing else
                 _log.info("signatures are not pruned", order=position.id.hex(), reason=error.sentence)
 
@@ -241,24 +350,12 @@ class Positions:
         await self.execute(order_id, command, blobs)
 
 
-def _parties(event: Event) -> list[Points]:
-    match event:
-        case AttemptStarted():
-            return [event.own.points, *([event.peer.points] if event.peer else [])]
-        case CommitSignatureGiven():
-            return [event.peer.points]
-        case RolloverBegun():
-            return [event.own, *([event.following.peer] if event.following else [])]
-        case RolloverHeld():
-            return [event.following.peer] if event.following else []
-        case _:
-            return []
-
-
 async def run_positions(
     store: Service[EventStore],
     backup: Service[Backup] | None = None,
     *,
+    clock: Clock | None = None,
+    show: Show = shown,
     report: Report = UNREPORTED,
     task_status: trio.TaskStatus[Positions] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -267,17 +364,22 @@ async def run_positions(
     Each life of the store has positions of its own, read from it: what the last one left unknown is known then.
     """
     with store.lent():
-        positions = Positions(store, backup)
-        await positions.load()
+        positions = Positions(store, backup, clock=clock, show=show)
+        await positions.load(report)
         for position in positions.all():
             # A setup is never resumed; a dialogue that still runs is refused its next fact.
-            if position.state in (State.ORDERED, State.SETTING_UP):
+            if position.state in (State.ORDERED, State.SETTING_UP) and positions.read_only is None:
                 interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
                 await positions.execute(position.id, interrupted)
-        if positions.unreadable:
-            report.degraded("; ".join(positions.unreadable.values()))
+        problems = list(positions.unreadable.values())
+        if positions.read_only is not None:
+            problems.insert(0, positions.read_only.sentence)
+        if problems:
+            report.degraded("; ".join(problems), REMEDY)
         async with trio.open_nursery() as nursery:
             if positions.backup is not None:
                 nursery.start_soon(positions.backup.run, positions)
+            if positions.read_only is None:
+                nursery.start_soon(positions.keep_tidy)
             task_status.started(positions)
             await positions.keep_record(report)

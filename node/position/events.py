@@ -7,11 +7,12 @@ The records of a rollover, R0 to R4 of network.md, are RolloverBegun, RolloverHe
 RevocationReceived.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from attrs import field, frozen
 
-from node.eventstore.codec import EventCodec
+from node.eventstore.codec import SHARED, EventCodec, unchanged
 from protocols.contract.keys import Points
 from protocols.contract.terms import Role, Terms
 from protocols.contract.transactions import Party
@@ -44,13 +45,13 @@ class OrderRejected:
     sentence: str
 
 
-@CODEC.event("SetupStarted")
+@CODEC.event("SetupStarted", upcasters=(unchanged,))
 @frozen
 class SetupStarted:
     """The maker accepted; these are the terms and the oracle's announcements, byte for byte as received."""
 
     terms: Terms
-    announcements: tuple[bytes, ...] = field(repr=False)
+    announcements: tuple[bytes, ...] = field(repr=False, metadata=SHARED)
 
 
 @CODEC.event("AttemptStarted")
@@ -241,13 +242,13 @@ class Following:
     """The contract that is to follow, but for our own points."""
 
     terms: Terms
-    announcements: tuple[bytes, ...] = field(repr=False)
+    announcements: tuple[bytes, ...] = field(repr=False, metadata=SHARED)
     funding_rate: str
     """By which its fee account is carried on, per 24 h."""
     peer: Points
 
 
-@CODEC.event("RolloverBegun")
+@CODEC.event("RolloverBegun", upcasters=(unchanged,))
 @frozen
 class RolloverBegun:
     """R0: recorded before our points left. Nothing binds us yet; another attempt has another salt."""
@@ -260,7 +261,7 @@ class RolloverBegun:
     """None with the taker, who learns it from the maker's answer."""
 
 
-@CODEC.event("RolloverHeld")
+@CODEC.event("RolloverHeld", upcasters=(unchanged,))
 @frozen
 class RolloverHeld:
     """R1: the peer's refund and CET signatures are held and verified (a blob beside this event). From here on our
@@ -539,3 +540,37 @@ Event: TypeAlias = (
 def signatures_blob(index: int) -> str:
     """The kind under which the peer's refund and CET signatures of an attempt are stored."""
     return f"signatures/{index}"
+
+
+STREAM = "position/"
+"""What the names of positions' streams begin with; the order id follows in hex."""
+
+
+def stream_of(order_id: bytes) -> str:
+    return STREAM + order_id.hex()
+
+
+def order_of(stream: str) -> bytes:
+    return bytes.fromhex(stream.removeprefix(STREAM))
+
+
+def points_of(events: Iterable[Event]) -> Iterator[bytes]:
+    """All points that these name, 33 bytes each."""
+    for event in events:
+        for points in _named(event):
+            for _, point in points.each():
+                yield point
+
+
+def _named(event: Event) -> list[Points]:
+    match event:
+        case AttemptStarted():
+            return [event.own.points, *([event.peer.points] if event.peer else [])]
+        case CommitSignatureGiven():
+            return [event.peer.points]
+        case RolloverBegun():
+            return [event.own, *([event.following.peer] if event.following else [])]
+        case RolloverHeld():
+            return [event.following.peer] if event.following else []
+        case _:
+            return []

@@ -12,8 +12,8 @@ from attrs import field, frozen
 from bitcoin.core import CTransaction
 
 from node.eventstore.interface import Recorded
-from node.position.book import STREAM
-from node.position.events import CODEC, CommitPublishing, Event, PunishSigned, Revoking
+from node.eventstore.memory import MemoryBackend
+from node.position.events import CODEC, STREAM, CommitPublishing, Event, PunishSigned, Revoking
 from node.position.evolve import replay
 from node.position.state import Position, State
 from node.wallet.bip86 import CHANGE, RECEIVE
@@ -107,9 +107,10 @@ def _attested(world: World) -> dict[tuple[str, int], frozenset[int]]:
 
 def _seat(story: Story, player: Player) -> Seat:
     events: dict[bytes, list[tuple[Event, float]]] = {}
-    for recorded in player.platters.read(0, 10**9):
+    disk = player.platters
+    for recorded in disk.read(0, 10**9):
         if recorded.stream.startswith(STREAM):
-            events.setdefault(bytes.fromhex(recorded.stream.removeprefix(STREAM)), []).append(_decoded(recorded))
+            events.setdefault(bytes.fromhex(recorded.stream.removeprefix(STREAM)), []).append(_decoded(recorded, disk))
     positions = {
         order_id: replay(order_id, [event for event, _ in each], [at for _, at in each])
         for order_id, each in events.items()
@@ -125,8 +126,8 @@ def _seat(story: Story, player: Player) -> Seat:
     return Seat(player.name, honest, positions, tuples, reserved, player.up)
 
 
-def _decoded(recorded: Recorded) -> tuple[Event, float]:
-    return CODEC.decode(recorded), recorded.recorded_at
+def _decoded(recorded: Recorded, disk: MemoryBackend) -> tuple[Event, float]:
+    return CODEC.decode(recorded, disk.contents(CODEC.needs(recorded))), recorded.recorded_at
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import outcome
 from attrs import define, field
 
-from node.eventstore.interface import Backend, Cursor, NewEvent, Recorded
+from node.eventstore.interface import ArchivedStream, Backend, Cursor, NewEvent, Recorded, Snapshot
 from node.eventstore.memory import MemoryBackend
-from node.position.book import STREAM
+from node.position.events import STREAM
 from protocols.errors import WorldError
 from tests.simulation.faults import DISK, Fault, Faults
 from tests.simulation.wire import Owner
@@ -65,8 +65,19 @@ class Disk(Backend):
         self._check()
         self.platters.prune(stream, kinds)
 
+    def keep_snapshot(self, snapshot: Snapshot) -> None:
+        self._check()
+        self.platters.keep_snapshot(snapshot)
+
+    def archive(self, stream: str, expected_version: int, summary: bytes, marks: Collection[bytes]) -> None:
+        self._check()
+        self.platters.archive(stream, expected_version, summary, marks)
+
     def load(self, stream: str, after: int) -> list[Recorded]:
         return self.platters.load(stream, after)
+
+    def tails(self, after: Mapping[str, int]) -> dict[str, list[Recorded]]:
+        return self.platters.tails(after)
 
     def read(self, after_id: int, limit: int) -> list[Recorded]:
         return self.platters.read(after_id, limit)
@@ -79,6 +90,21 @@ class Disk(Backend):
 
     def cursor(self, name: str) -> int | None:
         return self.platters.cursor(name)
+
+    def contents(self, hashes: Collection[bytes]) -> dict[bytes, bytes]:
+        return self.platters.contents(hashes)
+
+    def snapshots(self, prefix: str) -> list[Snapshot]:
+        return self.platters.snapshots(prefix)
+
+    def archived(self, prefix: str, before: int | None, limit: int) -> list[ArchivedStream]:
+        return self.platters.archived(prefix, before, limit)
+
+    def load_archived(self, stream: str) -> list[Recorded]:
+        return self.platters.load_archived(stream)
+
+    def marked(self, marks: Collection[bytes]) -> frozenset[bytes]:
+        return self.platters.marked(marks)
 
     def close(self) -> None:
         pass
