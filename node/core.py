@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 from attrs import frozen
-from protocols.dialogue import Dialogue
-from protocols.identify import PeerRole
-from protocols.offers import OracleKeys
 
 from node import prices as node_prices
 from node.backup.service import Backup
@@ -45,12 +42,16 @@ from node.prices import Feed, Feeds
 from node.seams import MACHINE, Seams
 from node.setup import SetupNode
 from node.start import Stage
-from node.supervision import Service, Supervisor
+from node.supervision import ReportingRun, Service, Supervisor
 from node.wallet.interface import PATIENCE, Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.wallet.service import bdk_wallet, next_tips
+from node.web.views import position_view
 from node.workers import in_worker_process, keep_warm
 from protocols import identify, ping
+from protocols.dialogue import Dialogue
+from protocols.identify import PeerRole
+from protocols.offers import OracleKeys
 
 if TYPE_CHECKING:
     import httpx2
@@ -126,7 +127,7 @@ def build(
     else:
         wallet = _wallet(supervisor, partial(seams.wallet, seed, clock), chain)
     backup = supervisor.reporting("backup", seams.backup(config, seed, clock))
-    positions = supervisor.reporting("positions", partial(run_positions, store, backup), [store])
+    positions = supervisor.reporting("positions", _positions(store, backup, clock), [store])
     oracle_keys = OracleKeys(
         scheme=config.oracle.scheme,
         announcement_key=bytes.fromhex(config.oracle.announcement_key),
@@ -206,6 +207,10 @@ def _watch_clock(core: Core, network: Network) -> None:
         await core.clocks.run(core.chain, network, report=clock, task_status=task_status)
 
     clock = core.supervisor.service("clock", run, patience=PATIENCE)
+
+
+def _positions(store: Service[EventStore], backup: Service[Backup], clock: Clock) -> ReportingRun[Positions]:
+    return partial(run_positions, store, backup, clock=clock, show=partial(position_view, broadcasts={}))
 
 
 def _oracle(

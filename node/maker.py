@@ -24,6 +24,7 @@ from node.network.room import Room
 from node.network.substream import Substream
 from node.offers import OfferBoard
 from node.oracle.client import OracleClient
+from node.position.book import Positions
 from node.position.state import Position
 from node.projections import Projections
 from node.quoting import Quoting
@@ -221,8 +222,10 @@ class Maker:
 
         async def decide(ask: Decide) -> Rejected | None:
             order_id = ask.order.order_id
+            known = await self.core.positions.call(Positions.known, order_id)
             with self.core.positions.lent() as positions:
-                if positions.get(order_id) is not None or not self.desk.begin(order_id):
+                positions.check_writable()
+                if known or not self.desk.begin(order_id):
                     return Rejected("order_id_known", "an order of this id was placed before")
                 setup.order_id = order_id
                 return await self.desk.decide_order(ask.order, peer, positions.all())

@@ -289,6 +289,9 @@ class Projections:
             if self._seen.get(position.id) is not position:
                 self._seen[position.id] = position
                 self.board.put_one("positions", position.id.hex(), self._show(position))
+        for gone in self._seen.keys() - {position.id for position in known.value}:  # archived
+            del self._seen[gone]
+            self.board.put_one("positions", gone.hex(), None)
         self._put_age("positions", known)
 
     async def _put_wallet(self) -> None:

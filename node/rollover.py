@@ -136,7 +136,7 @@ class RolloverNode:
 
         async def decide_rollover(ask: DecideRollover) -> Conditions | Rejected:
             position = self._position(ask.plan.order_id)
-            assert position is not None, "positions are never forgotten"
+            assert position is not None, "no position is forgotten until it was over for a while"
             return await decide(position, ask.plan)
 
         try:
@@ -159,7 +159,7 @@ class RolloverNode:
     def begin(self, found: Standing) -> Attempt:
         """A salt, drawn anew, and the keys of the contract that follows; `fund` stays the setup's."""
         position = self._position(found.plan.order_id)
-        assert position is not None, "positions are never forgotten"
+        assert position is not None, "no position is forgotten until it was over for a while"
         salt = self.setup.entropy(32)
         keys = attempt_keys(
             self.setup.seed,
@@ -200,7 +200,7 @@ class RolloverNode:
         time left to finish."""
         self.setup.check_oracle()
         position = self._position(held.order_id)
-        assert position is not None, "positions are never forgotten"
+        assert position is not None, "no position is forgotten until it was over for a while"
         old = position.plan(held.index - 1)
         left = old.announcements[-1].time - self.setup.clock.calendar()
         if left < BEFORE_EXPIRY:

@@ -202,7 +202,7 @@ class Schedule:
     async def _roll(self, order_id: bytes, connection: Connection) -> ContractPlan:
         with self.node.setup.positions.lent() as positions:
             position = positions.get(order_id)
-        assert position is not None, "positions are never forgotten"
+        assert position is not None, "no position is forgotten until it was over for a while"
         dialogue, host = await self.node.taker(position, self.table.max_rate)
         return await speak(connection, rollover.PROTOCOL, dialogue, host)
 

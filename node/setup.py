@@ -147,7 +147,9 @@ class SetupNode:
     def check_ready(self) -> None:
         """Raises WorldError naming the first service that a setup needs and that is not up, or the oracle that does not
         answer, or that no backup can be written; LocalError when the oracle has contradicted itself."""
-        for service in (self.positions, self.chain, self.wallet):
+        with self.positions.lent() as positions:
+            positions.check_writable()
+        for service in (self.chain, self.wallet):
             with service.lent():
                 pass
         self.check_oracle()
@@ -254,8 +256,7 @@ class SetupNode:
         return Funding(chosen.inputs, chosen.change_script, payout)
 
     async def _known_points(self, ask: KnownPoints) -> frozenset[bytes]:
-        with self.positions.lent() as positions:
-            known = positions.known_points(ask.points)
+        known = await self.positions.call(Positions.known_points, ask.points)
         # Setups under way may have named a point that no event names yet.
         asked = frozenset(point for _, point in ask.points.each())
         known |= frozenset(point for point in asked if point[1:] in self.points_asked)

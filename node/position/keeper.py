@@ -151,7 +151,7 @@ class ChainKeeper:
 
 def _get(positions: Positions, kept: _Kept) -> Position:
     position = positions.get(kept.order_id)
-    assert position is not None, "positions are never forgotten"
+    assert position is not None, "no position is forgotten until it was over for a while"
     return position
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import Factory, define, frozen
 
-from node.position.book import STREAM
+from node.position.events import STREAM
 from node.regtest.processes import Failed, Node
 
 

@@ -136,7 +136,7 @@ async def reach(wallet: Wallet, positions: Service[Positions], backup: Service[B
     try:
         await positions.until(*UP)
         with positions.lent() as known:
-            await _learn(wallet, own_scripts(known.all()))
+            await _learn(wallet, {*own_scripts(known.all()), *await known.archived_scripts()})
         await backup.until(*UP)
         with positions.lent() as known, backup.lent() as kept:
             await _learn(wallet, own_scripts(await lost_positions(kept, {each.id for each in known.all()})))

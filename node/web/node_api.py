@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.backup.files import on_one_disk
@@ -23,7 +23,7 @@ from node.web.feed_api import feed_router
 from node.web.health_api import health_router
 from node.web.metrics_api import metrics_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
-from node.web.views import position_view, quote_view
+from node.web.views import archived_view, position_view, quote_view
 
 OVERRIDE_RISK = (
     "if this node revoked this contract after the backup was made, publishing it lets the peer take everything in it"
@@ -116,13 +116,26 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
             for position in sorted(known.value, key=lambda position: position.placed_at)
         ]
 
+    @router.get("/positions/history")
+    async def position_history(
+        before: Annotated[int | None, Query(ge=1, description="the `next` of the page before")] = None,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    ) -> dict[str, Any]:
+        """Those that are over and archived, the newest first, as they were shown last."""
+        page = await core.positions.call(Positions.archived, before, limit)
+        following = page[-1].id if len(page) == limit else None
+        return {"positions": [archived_view(each) for each in page], "next": following}
+
     @router.get("/positions/{order_id}")
     async def one_position(order_id: HexId) -> dict[str, Any]:
         known = await projections.positions.read()
         wanted = bytes.fromhex(order_id)
         position = next((each for each in known.value if each.id == wanted), None)
         if position is None:
-            raise NotFound("no_such_position", f"there is no position {order_id}")
+            archived = await core.positions.call(Positions.archived_one, wanted)
+            if archived is None:
+                raise NotFound("no_such_position", f"there is no position {order_id}")
+            return archived_view(archived)
         return {**shown(position, dict(core.broadcaster.status())), **known.age(core.clock.now())}
 
     @router.post("/positions/{order_id}/force-close", status_code=202)
@@ -145,6 +158,8 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
     async def execute(order_id: str, command: Command) -> dict[str, Any]:
         with core.positions.lent() as positions:
             if positions.get(bytes.fromhex(order_id)) is None:
+                if await positions.archived_one(bytes.fromhex(order_id)) is not None:
+                    raise Conflict("archived", f"position {order_id} is over and in the archive")
                 raise NotFound("no_such_position", f"there is no position {order_id}")
         try:
             position = await core.positions.call(Positions.execute, bytes.fromhex(order_id), command)

@@ -8,6 +8,7 @@ from attrs import asdict
 
 from node.chain.broadcast import Attempt
 from node.close_price import brings
+from node.position.archive import Archived
 from node.position.deadlines import CLOSE_WITHIN
 from node.position.state import Ending, EndingKind, Position
 from node.prices import Feed
@@ -99,6 +100,11 @@ def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[
     if position.ending is not None:
         view["paid"] = _ending_view(position, position.ending)
     return view
+
+
+def archived_view(archived: Archived) -> dict[str, Any]:
+    """One that is in the archive, as it was shown last."""
+    return {**archived.view, "archived_at": archived.archived_at}
 
 
 def _contract_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:

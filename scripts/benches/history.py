@@ -24,9 +24,10 @@ from btclib_secp256k1 import keys as curve
 
 from node.eventstore.interface import Blob, EventStore, NewEvent
 from node.eventstore.sqlite import run_store
-from node.position.book import STREAM
+from node.position import snapshots
 from node.position.events import (
     CODEC,
+    STREAM,
     AttemptStarted,
     CommitSignatureGiven,
     ContractSigned,
@@ -43,8 +44,10 @@ from node.position.events import (
     RolloverSigned,
     SetupStarted,
     Witnesses,
+    points_of,
     signatures_blob,
 )
+from node.position.evolve import replay
 from node.position.state import Placed
 from protocols.contract import schnorr
 from protocols.contract.funding import FundingInput
@@ -232,10 +235,12 @@ def make_history(
     seed: bytes = SEED,
     oracle: Oracle | None = None,
     now: int | None = None,
+    kept: bool = True,
 ) -> int:
     """Write a new event store in the file `path`; returns how many events it holds.
 
-    `made`: contracts to go on with; `placed`: by transaction id where the chain has their locks.
+    `made`: contracts to go on with; `placed`: by transaction id where the chain has their locks; `kept`: whether with
+    snapshots, as a node that ran for a while leaves it.
     """
     now = int(time.time()) if now is None else now
     given = contracts(positions, events, now=now, seed=seed, peer=peer, oracle=oracle) if made is None else made
@@ -249,8 +254,12 @@ def make_history(
                 at = Placed(contract.lock_txid, 1, bytes(32)) if placed is None else placed[contract.lock_txid]
                 history = list(events_of(contract, at, peer=peer, seed=seed, oracle=oracle))
                 history += _idle(events // positions - len(history))
-                await store.append(_stream(contract), 0, [_recorded(contract, each) for each in history])
+                recorded = await store.append(_stream(contract), 0, [_recorded(contract, each) for each in history])
                 written += len(history)
+                if kept:
+                    position = replay(contract.plan.order_id, history, [each.recorded_at for each in recorded])
+                    data = snapshots.encode(position, points_of(history))
+                    await store.keep_snapshot(_stream(contract), position.version, snapshots.FORM, data)
             nursery.cancel_scope.cancel()
 
     trio.run(write)

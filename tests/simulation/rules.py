@@ -211,8 +211,8 @@ THIRD = (
         "The two exclude each other for ever (expected version).",
         swap(
             Positions._execute,
-            "_stream(order_id), position.version, new",
-            "_stream(order_id), len(await self._store.call(EventStore.load, _stream(order_id))), new",
+            "stream_of(order_id), position.version, new",
+            "stream_of(order_id), len(await self._store.call(EventStore.load, stream_of(order_id))), new",
         ),
         test("book", "another_writer_is_noticed_and_decided_upon_anew[memory]"),
     ),
@@ -331,17 +331,10 @@ FIFTH = (
     rule(
         "5 signatures are pruned only after R4",
         "n's CET signatures are pruned only after R4.",
-        together(
-            swap(
-                Positions._prune,
-                "isinstance(event, RevocationReceived)",
-                "isinstance(event, RevocationReceived | RolloverHeld)",
-            ),
-            swap(
-                Positions._prune,
-                "signatures_blob(event.index)",
-                "signatures_blob(event.index - isinstance(event, RolloverHeld))",
-            ),
+        swap(
+            Positions._prune,
+            "indices: set[int] = set()",
+            "indices = {each.index - 1 for each in events if type(each).__name__ == 'RolloverHeld'}",
         ),
         hostile("taker: publishes the old one instead of revoking it"),
     ),
