@@ -20,15 +20,17 @@ from node.backup import keeping, service
 from node.backup.files import UNFINISHED, Folder, MemoryFiles, write_whole
 from node.backup.format import HEADER, SUFFIX, BadBackup, Contents, Head, Kept, Record, Seal
 from node.backup.keeping import matters
+from node.backup.restore import put_together, write_records
 from node.backup.service import Backup, Owner, run_backup
 from node.clock import Clock
 from node.eventstore.interface import EventStore, RunBlocking
 from node.eventstore.memory import MemoryBackend, inline, run_memory_store
 from node.health import State as Up
-from node.position.book import STREAM, Positions, run_positions
+from node.position.book import Positions, run_positions
 from node.position.commands import place_order
-from node.position.events import Revoking, RolloverHeld
+from node.position.events import STREAM, Revoking, RolloverHeld
 from node.position.observing import observe
+from node.position.state import Position
 from node.supervision import Service
 from protocols.contract.terms import Role
 from protocols.contract_setup import SetupComplete, SignaturesHeld
@@ -314,6 +316,47 @@ async def test_a_setup_that_failed_leaves_no_file(autojump_clock: object) -> Non
         await trio.sleep(1)
         assert again.recorded()[-1] == "SetupFailed"
         assert again.place.kept == {}
+
+
+@BOTH
+async def test_what_is_restored_has_its_announcements(autojump_clock: object, role: Role) -> None:
+    async with kept() as it:
+        await place(it, role)
+        await it.remember(role)
+        await it.positions.call(Positions.execute, ORDER_ID, observe(view(LOCKED, (lock(), LOCKED))))
+        for each in rollovers(1).facts[role][0]:
+            await it.positions.call(Positions.remember, each, PEER[role])
+        await trio.testing.wait_all_tasks_blocked()
+        (before,) = await it.positions.call(positions_of)
+        files = dict(it.place.kept)
+    disk = MemoryBackend()
+    write_records(disk, put_together(files, "backup", SEED), lambda _: None)
+    async with kept(disk, Place(kept=files)) as again:
+        (after,) = await again.positions.call(positions_of)
+        assert after.recovered
+        assert [each.announcements for each in after.attempts] == [each.announcements for each in before.attempts]
+        assert len(after.attempts) == 2
+        await trio.sleep(60)
+        assert again.names() == again.recorded(), "and what is restored is backed up with them"
+
+
+async def positions_of(positions: Positions) -> tuple[Position, ...]:
+    await trio.lowlevel.checkpoint()
+    return positions.all()
+
+
+async def test_the_file_of_a_position_that_was_archived_is_removed(autojump_clock: object) -> None:
+    async with kept() as it:
+        await it.remember(Role.MAKER)
+        await trio.testing.wait_all_tasks_blocked()
+        disk, place_ = it.disk, it.place
+    stream = STREAM + ORDER_ID.hex()
+    (archived,) = disk.write([partial(disk.archive, stream, len(disk.load(stream, 0)), b"", ())])
+    archived.unwrap()
+    async with kept(disk, place_) as again:
+        await trio.sleep(1)
+        assert place_.kept == {}
+        assert again.backup.state is Up.HEALTHY
 
 
 async def test_positions_that_only_the_backup_knows_are_told_and_kept(autojump_clock: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -63,13 +64,22 @@ def record(made: History) -> Record:
     return Record(ORDER_ID, events, {signatures_blob(0): encode_signatures(signatures(made.role))})
 
 
+def pieces(made: History) -> dict[bytes, bytes]:
+    """What its events share with others: announcements."""
+    new = map(CODEC.encode, made.events)
+    return {sha256(piece).digest(): piece for each in new for piece in each.contents}
+
+
+SHARED = pieces(rolled(Role.TAKER, 2)) | pieces(rolled(Role.MAKER, 2))
+
+
 def put(folder: Path, *records: Record, role: str = "taker", seal: Seal = SEAL) -> Path:
     """A backup's directory."""
     place = Folder(folder)
     place.prepare()
     for each in records:
         head = Head("regtest", role, 1_700_000_000.0, {each.order_id: len(each.events)})
-        place.write(seal.name(each.order_id), seal.close(Contents(head, (each,), {}), bytes))
+        place.write(seal.name(each.order_id), seal.close(Contents(head, (each,), SHARED), bytes))
     return folder
 
 
@@ -84,8 +94,12 @@ def test_each_state_comes_back_as_recovered(tmp_path: Path, life: str, role: Rol
     backend = SqliteBackend(store, lambda: 0.0)
     recorded = backend.load(stream_of(ORDER_ID), 0)
     assert backend.blob(stream_of(ORDER_ID), signatures_blob(0)) == encode_signatures(signatures(role))
+    named = frozenset().union(*(CODEC.needs(each) for each in recorded))
+    shared = backend.contents(named)
     backend.close()
-    events = [CODEC.decode(each) for each in recorded]
+    assert shared.keys() == named
+    assert len(named) > 20, "the announcements of a contract"
+    events = [CODEC.decode(each, shared) for each in recorded]
     assert events == [*made.events, Recovered("restored from a backup of 2023-11-14 22:13:20 UTC")]
     assert [each.recorded_at for each in recorded[:-1]] == [100.0 + at for at in range(len(made.events))]
     assert replay(ORDER_ID, events).recovered
@@ -93,6 +107,17 @@ def test_each_state_comes_back_as_recovered(tmp_path: Path, life: str, role: Rol
     assert export(store, SEED.secret, "regtest", "taker", target) == 1
     again = SEAL.open(target.read_bytes())
     assert [each.name for each in again.records[0].events] == [each.name for each in recorded]
+    assert again.pieces == shared
+
+
+def test_a_file_without_its_announcements_is_named(tmp_path: Path) -> None:
+    made = record(opened(Role.TAKER))
+    place = Folder(tmp_path)
+    head = Head("regtest", "taker", 1_700_000_000.0, {ORDER_ID: len(made.events)})
+    place.write(SEAL.name(ORDER_ID), SEAL.close(Contents(head, (made,), {}), bytes))
+    with pytest.raises(LocalError, match="what it shares with others is missing") as refused:
+        read_backup(tmp_path, SEED.secret)
+    assert refused.value.code == "backup_damaged"
 
 
 def test_the_command_makes_a_data_directory(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from hashlib import sha256
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
@@ -20,8 +21,9 @@ from attrs import define, field
 from node.backup.format import Kept, Record
 from node.backup.service import LOOK_EVERY, REMEDY, Backup
 from node.errors import Disconnected
-from node.eventstore.interface import Blob, EventStore, NewEvent
+from node.eventstore.interface import Blob, EventStore, NewEvent, Recorded
 from node.position.events import (
+    CODEC,
     CloseFailed,
     CloseProposed,
     CloseRejected,
@@ -86,8 +88,7 @@ class BackupKeeper:
         try:
             with self.backup.lent() as backup:
                 now = backup.clock.now()
-            extra = tuple(Kept(each.name, each.version, each.data, now) for each in new)
-            record, pieces = await self._record(after, extra, blobs)
+            record, pieces = await self._record(after, new, now, blobs)
             await self.backup.call(Backup.write, record, pieces)
         except Disconnected as error:
             # not of the positions' own store: nothing was written, and whoever asked may ask again
@@ -127,8 +128,9 @@ class BackupKeeper:
                 if self._wanted(position) is not None:
                     await self._see_to(positions, position.id)
             with self.backup.lent() as backup:
-                unknown = backup.order_ids() - {position.id for position in positions.all()}
+                strange = backup.order_ids() - {position.id for position in positions.all()}
                 backup.check_writable()
+            unknown = [order_id for order_id in sorted(strange) if not await self._put_away(order_id)]
         except Disconnected:
             return False  # the store's end is the positions' end, too; the backup tells of its own
         except WorldError as error:
@@ -143,6 +145,14 @@ class BackupKeeper:
             self.backup.recovered()
             self.backup.fresh()
         return True
+
+    async def _put_away(self, order_id: bytes) -> bool:
+        """Whether it is a position that was archived: nothing is claimed of it any more, and its file is removed."""
+        archived = bool(await self.store.call(EventStore.load_archived, stream_of(order_id)))
+        if archived:
+            await self.backup.call(Backup.remove, order_id)
+            self._counted.pop(order_id, None)
+        return archived
 
     def _wanted(self, position: Position) -> bool | None:
         """Whether its file is to be written (True) or taken away (False); None when all is as it should be."""
@@ -166,6 +176,14 @@ class BackupKeeper:
                 await self.backup.call(Backup.remove, order_id)
                 self._counted.pop(order_id, None)
 
+    def holds(self, order_id: bytes) -> bool:
+        """Whether there is a file of it, or may be."""
+        try:
+            with self.backup.lent() as backup:
+                return backup.version(order_id) is not None
+        except Disconnected:
+            return True
+
     async def everything(self, positions: Positions) -> tuple[list[Record], dict[bytes, bytes]]:
         """All that a backup must hold."""
         made = [await self._record(each) for each in positions.all() if matters(each)]
@@ -175,12 +193,13 @@ class BackupKeeper:
         return [record for record, _ in made], pieces
 
     async def _record(
-        self, position: Position, extra: tuple[Kept, ...] = (), blobs: Sequence[Blob] = ()
+        self, position: Position, new: Sequence[NewEvent] = (), now: float = 0.0, blobs: Sequence[Blob] = ()
     ) -> tuple[Record, dict[bytes, bytes]]:
-        """The position as it is on disk, and what is about to be there."""
+        """The position as it is on disk, and what is about to be there, with what its events share with others."""
         stream = stream_of(position.id)
         recorded = await self.store.call(EventStore.load, stream)
-        kept = tuple(Kept(each.name, each.version, each.data, each.recorded_at) for each in recorded)
+        kept = [Kept(each.name, each.version, each.data, each.recorded_at) for each in recorded]
+        kept += [Kept(each.name, each.version, each.data, now) for each in new]
         held = {blob.kind: blob.data for blob in blobs}
         for attempt in position.attempts:
             kind = signatures_blob(attempt.index)
@@ -188,10 +207,29 @@ class BackupKeeper:
                 data = await self.store.call(EventStore.blob, stream, kind)
                 if data is not None:
                     held[kind] = data
-        return Record(position.id, (*kept, *extra), held), {}
+        record = Record(position.id, tuple(kept), held)
+        pieces = {sha256(piece).digest(): piece for each in new for piece in each.contents}
+        if wanted := needed(record) - pieces.keys():
+            pieces |= await self.store.call(EventStore.contents, wanted)
+        if lost := len(needed(record) - pieces.keys()):
+            raise WorldError("backup_failed", f"{lost} announcements of {position.id.hex()} are lost from the store")
+        return record, pieces
+
+
+def recorded_of(record: Record) -> list[Recorded]:
+    """As a store would give them, but for their ids."""
+    return [
+        Recorded(0, stream_of(record.order_id), at, kept.name, kept.version, kept.data, kept.recorded_at)
+        for at, kept in enumerate(record.events, start=1)
+    ]
+
+
+def needed(record: Record) -> frozenset[bytes]:
+    """The SHA-256 of each piece that its events share with others. Raises `BadEvent`."""
+    return frozenset().union(*map(CODEC.needs, recorded_of(record)))
 
 
 def stream_of(order_id: bytes) -> str:
-    from node.position.book import STREAM
+    from node.position.events import STREAM
 
     return STREAM + order_id.hex()

@@ -18,10 +18,10 @@ from attrs import evolve as changed
 from attrs import field, frozen
 
 from node.backup.format import SUFFIX, BadBackup, Contents, Head, Kept, Record, Seal
-from node.backup.keeping import matters, stream_of
+from node.backup.keeping import matters, needed, recorded_of, stream_of
 from node.backup.service import Backup, write_new
 from node.eventstore.codec import BadEvent
-from node.eventstore.interface import Backend, Blob, NewEvent, Recorded
+from node.eventstore.interface import Backend, Blob, NewEvent
 from node.eventstore.sqlite import SqliteBackend
 from node.position.commands import recover
 from node.position.events import CODEC, signatures_blob
@@ -81,7 +81,7 @@ def put_together(files: Mapping[str, bytes], place: str, seed: bytes, *, skip_da
         try:
             contents = Seal(seed).open(data)
             for record in contents.records:
-                _replayed(record)
+                _replayed(record, contents.pieces)
             good.append(contents)
         except BadBackup as error:
             foreign += error.code == "backup_of_another_seed"
@@ -163,38 +163,31 @@ def write_records(backend: Backend, found: Found, at: Callable[[float], None]) -
     for order_id, (record, made_at) in sorted(found.records.items()):
         stream = stream_of(order_id)
         blobs = tuple(Blob(kind, data) for kind, data in record.blobs.items())
-        writes = [
-            partial(
-                append,
-                stream,
-                version,
-                NewEvent(kept.name, kept.version, kept.data, () if version else blobs),
-                kept.recorded_at,
-            )
-            for version, kept in enumerate(record.events)
-        ]
+        writes = []
+        for version, recorded in enumerate(recorded_of(record)):
+            shared = tuple(found.pieces[each] for each in sorted(CODEC.needs(recorded)))
+            new = NewEvent(recorded.name, recorded.version, recorded.data, () if version else blobs, shared)
+            writes.append(partial(append, stream, version, new, recorded.recorded_at))
         when = datetime.fromtimestamp(made_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        for event in recover(f"restored from a backup of {when}")(_replayed(record)):
+        for event in recover(f"restored from a backup of {when}")(_replayed(record, found.pieces)):
             writes.append(partial(append, stream, len(record.events), CODEC.encode(event), time.time()))
         for result in backend.write(writes):
             result.unwrap()
 
 
-def _replayed(record: Record) -> Position:
-    recorded = [
-        Recorded(0, stream_of(record.order_id), at, kept.name, kept.version, kept.data, kept.recorded_at)
-        for at, kept in enumerate(record.events, start=1)
-    ]
-    events = [CODEC.decode(each) for each in recorded]
+def _replayed(record: Record, pieces: Mapping[bytes, bytes]) -> Position:
+    recorded = recorded_of(record)
+    events = [CODEC.decode(each, pieces) for each in recorded]
     return replay(record.order_id, events, [each.recorded_at for each in recorded])
 
 
 async def lost_positions(backup: Backup, known: Collection[bytes]) -> list[Position]:
     """Those that the backup holds and the store does not: nobody restored them, and yet they are ours."""
     found = []
-    for record in await backup.read(backup.order_ids() - set(known)):
-        with contextlib.suppress(BadEvent):  # a newer program's
-            found.append(_replayed(record))
+    for contents in await backup.read(backup.order_ids() - set(known)):
+        for record in contents.records:
+            with contextlib.suppress(BadEvent):  # a newer program's
+                found.append(_replayed(record, contents.pieces))
     return found
 
 
@@ -208,11 +201,12 @@ def export(store: Path, seed: bytes, network: str, role: str, target: Path) -> i
     """One file of all positions in a store that nobody uses; returns how many there are."""
     if not store.exists():
         raise LocalError("no_store", f"{store}: there is no store to make a backup of")
-    from node.position.book import STREAM
+    from node.position.events import STREAM
 
     backend = SqliteBackend(store, time.time)
     try:
         records = []
+        pieces: dict[bytes, bytes] = {}
         for stream in backend.streams():
             if not stream.startswith(STREAM):
                 continue
@@ -221,14 +215,18 @@ def export(store: Path, seed: bytes, network: str, role: str, target: Path) -> i
                 Kept(each.name, each.version, each.data, each.recorded_at) for each in backend.load(stream, 0)
             )
             record = Record(order_id, events, {})
-            position = _replayed(record)
+            pieces |= backend.contents(needed(record) - pieces.keys())
+            position = _replayed(record, pieces)
             if matters(position):
                 kinds = [signatures_blob(attempt.index) for attempt in position.attempts]
                 found = {kind: backend.blob(stream, kind) for kind in kinds}
                 blobs = {kind: data for kind, data in found.items() if data is not None}
                 records.append(changed(record, blobs=blobs))
+        wanted = frozenset().union(*map(needed, records))
     finally:
         backend.close()
     head = Head(network, role, time.time(), {record.order_id: len(record.events) for record in records})
-    write_new(target, Seal(seed).close(Contents(head, tuple(records), {}), os.urandom))
+    write_new(
+        target, Seal(seed).close(Contents(head, tuple(records), {each: pieces[each] for each in wanted}), os.urandom)
+    )
     return len(records)

@@ -130,16 +130,16 @@ class Backup:
     def order_ids(self) -> frozenset[bytes]:
         return frozenset(self._heads)
 
-    async def read(self, order_ids: Collection[bytes]) -> list[Record]:
+    async def read(self, order_ids: Collection[bytes]) -> list[Contents]:
         """What is in place of these positions; what has become unreadable is left out. Raises `WorldError`."""
-        records: list[Record] = []
+        found: list[Contents] = []
         for order_id in sorted(order_ids):
             name = self.seal.name(order_id)
             try:
-                records += self.seal.open(await self._do(partial(self.files.read, name))).records
+                found.append(self.seal.open(await self._do(partial(self.files.read, name))))
             except BadBackup as error:
                 self.strange[name] = error.sentence
-        return records
+        return found
 
     async def write(self, record: Record, pieces: dict[bytes, bytes]) -> None:
         """Put this in the place of what there is of the position. Raises `WorldError` (``backup_failed``): then what
