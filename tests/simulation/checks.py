@@ -13,6 +13,7 @@ from bitcoin.core import CTransaction
 
 from node.eventstore.interface import Recorded
 from node.eventstore.memory import MemoryBackend
+from node.position import snapshots
 from node.position.events import CODEC, STREAM, CommitPublishing, Event, PunishSigned, Revoking
 from node.position.evolve import replay
 from node.position.state import Position, State
@@ -108,13 +109,17 @@ def _attested(world: World) -> dict[tuple[str, int], frozenset[int]]:
 def _seat(story: Story, player: Player) -> Seat:
     events: dict[bytes, list[tuple[Event, float]]] = {}
     disk = player.platters
-    for recorded in disk.read(0, 10**9):
+    archived = [disk.load_archived(each.stream) for each in disk.archived(STREAM, None, 10**9)]
+    for recorded in (*disk.read(0, 10**9), *(each for stream in archived for each in stream)):
         if recorded.stream.startswith(STREAM):
             events.setdefault(bytes.fromhex(recorded.stream.removeprefix(STREAM)), []).append(_decoded(recorded, disk))
     positions = {
         order_id: replay(order_id, [event for event, _ in each], [at for _, at in each])
         for order_id, each in events.items()
     }
+    for position in positions.values():
+        snapshot = snapshots.decode(snapshots.encode(position, ()))
+        assert snapshot.position(disk.contents(snapshot.needs)) == position, "a snapshot tells something else"
     reserved: frozenset[OutPoint] = frozenset()
     if player.up:
         assert player.life is not None
