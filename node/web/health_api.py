@@ -68,7 +68,7 @@ def health_router(
         consequence = asked.repair(repair).consequence
         if consequence and not said.confirm:
             raise Conflict(
-                "not_confirmed", f'{repair} of {name}: {consequence}; to do it all the same, "confirm": true'
+                "not_confirmed", f'{repair} of {name}: {consequence}; to do it all the same: "confirm": true, or --yes'
             )
         await asked.mend(repair)
         return asked.health.as_json(clock.now())
