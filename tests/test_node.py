@@ -472,7 +472,7 @@ async def test_a_node_starts_without_chain_oracle_and_maker_and_says_what_is_mis
                 return said in (await taker.service(name))["reason"]
 
             await taker.sees(says)
-        assert (await taker.service("wallet"))["state"] == "waiting"
+        assert (await taker.service("wallet"))["state"] == "starting"
         assert (await taker.service("store"))["state"] == "healthy"
         assert (await taker.service("positions"))["state"] == "healthy"
         assert await taker.get("/positions") == []
