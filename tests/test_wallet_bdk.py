@@ -228,6 +228,22 @@ async def test_scripts_that_events_name_are_found_beyond_the_gap(
         assert await rebuilt.new_script() not in scripts
 
 
+async def test_what_becomes_known_before_the_first_scan_is_found_by_it(
+    world: World, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """Events are read while the first scan waits for the chain; a scan ends at a gap."""
+    seed = Seed.generate()
+    electrum = await world.serve(nursery)
+    wallet = await open_wallet(tmp_path / "old", electrum, seed=seed)
+    scripts = [await wallet.new_script() for _ in range(GAP_LIMIT + 30)]
+    world.pay((scripts[-1], 70_000))
+    for number, look in enumerate((Wallet.sync, Wallet.rescan)):
+        rebuilt = await open_wallet(tmp_path / str(number), electrum, seed=seed)
+        assert await rebuilt.reach(scripts[-1:])
+        await look(rebuilt)
+        assert (await rebuilt.balance()).confirmed == 70_000
+
+
 async def test_a_rescan_finds_what_another_node_of_the_same_seed_gave_out(
     world: World, tmp_path: Path, nursery: trio.Nursery
 ) -> None:

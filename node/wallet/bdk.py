@@ -124,16 +124,20 @@ class BdkWallet(Wallet):
         )
 
     async def _sync(self) -> None:
-        # A wallet that never finished a scan knows no block but the first one.
-        await self._look(self._full_scan if self._wallet.latest_checkpoint().height == 0 else self._news)
+        async with self._syncing:
+            # A wallet that never finished a scan knows no block but the first one.
+            if self._wallet.latest_checkpoint().height == 0:
+                await self._look(self._full_scan)
+            await self._look(self._news)
 
     async def _rescan(self) -> None:
-        await self._look(self._full_scan)
+        async with self._syncing:
+            await self._look(self._full_scan)
+            await self._look(self._news)  # a scan ends at a gap, though scripts behind it were given out
 
     async def _look(self, question: Callable[[bdk.ElectrumClient], bdk.Update]) -> None:
-        async with self._syncing:
-            update = await self._ask(question)
-            await self._in_turn(partial(self._apply, update))
+        update = await self._ask(question)
+        await self._in_turn(partial(self._apply, update))
 
     async def _remember(self, as_of: float) -> None:
         await self._run_blocking(partial(_keep_last_sync, self._path, as_of))
