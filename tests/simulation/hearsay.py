@@ -138,7 +138,7 @@ ORACLE = (
     rule(
         "answers are kept for ever",
         "Keep raw bytes for ever.",
-        cut(OracleClient.announcement, "if kept is None:\n            await"),
+        cut(OracleClient.announcement, "await self._store.put("),
         test("oracle_client", "an_announcement_is_fetched_once_and_kept_as_it_came"),
     ),
     rule(

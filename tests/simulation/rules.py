@@ -273,14 +273,14 @@ FOURTH = (
     rule(
         "4 not in a mempool: the commit",
         "Not in a mempool after 10 min, publish the commit.",
-        swap(DeadlineKeeper._unclosed, "view.spender(position.lock.txid, 0) is None", "False"),
+        swap(DeadlineKeeper._unclosed, "lock_spender(position, view) is None", "False"),
         test("deadlines", "a_close_that_reaches_no_mempool_ends_in_a_commit[Role.TAKER]"),
         hostile("maker: keeps the close for an hour"),
     ),
     rule(
         "4 not while a mempool has it",
         "Not in a mempool after 10 min.",
-        swap(DeadlineKeeper._unclosed, "view.spender(position.lock.txid, 0) is None", "True"),
+        swap(DeadlineKeeper._unclosed, "lock_spender(position, view) is None", "True"),
         test("deadlines", "a_close_that_a_mempool_shows_is_left_alone"),
     ),
 )
