@@ -41,17 +41,17 @@ def test_seconds_are_the_median_and_their_spread() -> None:
 def test_without_a_known_name_it_lists_what_can_be_measured(arguments: list[str], status: int) -> None:
     ended = bench(*arguments)
     assert ended.returncode == status
-    assert "eventstore" in ended.stdout + ended.stderr
+    assert "store" in ended.stdout + ended.stderr
 
 
 @pytest.mark.slow
 def test_the_figures_are_printed_and_written(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    ended = bench("eventstore", "--json", file)
+    ended = bench("store", "--json", file)
     rows = json.loads(file.read_text())
     assert ended.returncode == 0
     assert len(rows) == len(ended.stdout.splitlines()) == 3
     for row in rows:
         assert list(row) == ["bench", "name", "ours", "unit", "reference", "reference_name", "ratio", "spread"]
-        assert row["bench"] == "eventstore"
+        assert row["bench"] == "store"
         assert row["reference"] is None or row["ratio"] == row["ours"] / row["reference"]
