@@ -22,6 +22,7 @@ from node.network.conversation import Host, answering, converse, speak
 from node.network.endpoint import ConnectionUp
 from node.network.room import Room
 from node.network.substream import Substream
+from node.offer_book import OfferBook
 from node.offers import OfferBoard
 from node.oracle.client import OracleClient
 from node.position.book import Positions
@@ -67,6 +68,7 @@ class Maker:
     board: OfferBoard
     desk: Desk
     quoting: Quoting
+    offers: Service[OfferBook] = field(init=False)
     listener: Service[tuple[str, int]] = field(init=False)
     rollover: RolloverNode = field(init=False)
     _settlement: SettlementNode = field(init=False)
@@ -121,6 +123,8 @@ class Maker:
         maker.rollover = RolloverNode(core.setup, core.feeds)
         maker._settlement = SettlementNode(core.setup, config.cooperative_spend)
         core.supervisor.reporting("quoting", quoting.run)
+        book = OfferBook(core, config, desk, board, quoting, core.supervisor["store"])
+        maker.offers = core.supervisor.reporting("offers", book.run, [core.supervisor["store"]])
         maker.listener = core.supervisor.reporting("listener", maker._listen, [core.endpoint, core.positions])
         core.supervisor.reporting("visitors", maker._meet, [core.endpoint])
         core.supervisor.reporting("oracle-trust", maker._withdraw, [core.oracle])

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import trio
 
 from node.clock import Clock
-from node.errors import NotFound
 from protocols.contract.terms import Side
 from protocols.offers import STALE_AFTER, Offer
 
@@ -25,15 +24,6 @@ class OfferBoard:
     def put(self, offer: Offer) -> None:
         self._offers[offer.symbol, offer.side] = offer
         self._ring()
-
-    def withdraw(self, offer_id: bytes) -> Offer:
-        """LocalError if no such offer stands."""
-        offer = self.find(offer_id)
-        if offer is None:
-            raise NotFound("no_such_offer", f"no offer {offer_id.hex()} stands")
-        del self._offers[offer.symbol, offer.side]
-        self._ring()
-        return offer
 
     def clear(self, symbol: str, side: Side) -> None:
         """Withdraw what there is of this symbol and side, if anything."""

@@ -16,7 +16,7 @@ import trio
 from attrs import define, evolve
 
 from node.clock import Clock
-from node.errors import Conflict, NotFound
+from node.errors import Conflict
 from node.health import UNREPORTED, Report
 from node.offers import OfferBoard
 from node.prices import Feed, Quote
@@ -114,14 +114,6 @@ class Quoting:
         """Nothing of this symbol and side follows the market any more, and what did is withdrawn."""
         if (quoted := self._quoted.pop((symbol, side), None)) is not None:
             self._withdraw(quoted, "no longer quoted")
-
-    def drop(self, symbol: str, side: Side) -> Quoted:
-        """The same, at the user's word: NotFound if there is nothing to forget."""
-        quoted = self._quoted.get((symbol, side))
-        if quoted is None:
-            raise NotFound("not_quoted", f"no offer of {symbol}, maker {side.value}, follows the market")
-        self.forget(symbol, side)
-        return quoted
 
     async def run(
         self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -8,7 +8,6 @@ import trio.testing
 from attrs import evolve
 
 from node.clock import Clock
-from node.errors import NotFound
 from node.offers import OfferBoard
 from protocols.contract.terms import Side
 from protocols.offers import STALE_AFTER, Offer
@@ -47,16 +46,6 @@ async def test_an_offer_stands_for_ten_minutes(autojump_clock: Jumping, board: O
     await trio.sleep(0.5)
     assert board.standing() == ()
     assert board.find(offer(1).id) is None
-    with pytest.raises(NotFound, match="no offer"):
-        board.withdraw(offer(1).id)
-
-
-async def test_a_withdrawn_offer_is_gone(autojump_clock: Jumping, board: OfferBoard) -> None:
-    board.put(offer(1))
-    assert board.withdraw(offer(1).id) == offer(1)
-    assert board.standing() == ()
-    with pytest.raises(NotFound, match=offer(1).id.hex()):
-        board.withdraw(offer(1).id)
 
 
 async def test_everyone_is_told_at_once_and_then_of_every_change(
@@ -79,7 +68,7 @@ async def test_everyone_is_told_at_once_and_then_of_every_change(
     await trio.sleep(5)
     board.put(offer(2, Side.LONG, created=NOW + 15))
     await trio.sleep(5)
-    board.withdraw(offer(2, Side.LONG).id)
+    board.clear("BTCUSD", Side.LONG)
     await trio.sleep(STALE_AFTER)
     assert [(round(at - start), [each.id[0] for each in offers]) for at, offers in told] == [
         (0, []),

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from node.clock import Clock
 from node.config import HostPort, MakerConfig, load
-from node.errors import ConfigError, Conflict, Disconnected, NotFound
+from node.errors import ConfigError, Conflict, Disconnected
 from node.health import all_healthy
 from node.maker import Maker
 from node.offers import OfferBoard
@@ -244,12 +244,10 @@ class TestQuoting:
     async def test_what_is_forgotten_does_not_come_back(self, desk: Desk, autojump_clock: MockClock) -> None:
         desk.follow()
         desk.follow(Side.LONG)
-        assert desk.quoting.drop(*SHORT).reason == "no longer quoted"
+        desk.quoting.forget(*SHORT)
         await trio.sleep(2 * REFRESH_AFTER)
         assert (desk.price(Side.SHORT), desk.price(Side.LONG)) == (None, "53865")
-        with pytest.raises(NotFound, match="no offer of BTCUSD, maker short, follows the market"):
-            desk.quoting.drop(*SHORT)
-        desk.quoting.forget(*SHORT)  # silently
+        desk.quoting.forget(*SHORT)  # once more does nothing
         assert [quoted.pattern.side for quoted in desk.quoting.all()] == [Side.LONG]
 
     async def test_following_replaces_what_stood_even_while_it_cannot_stand_itself(

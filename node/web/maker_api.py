@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.errors import FieldError
 from node.maker import Maker
+from node.offer_book import OfferBook, Wish
 from node.projections import Projections
 from node.quoting import Quoted
 from node.rules import exposure, stakes_of
@@ -17,7 +18,6 @@ from node.web.node_api import HexId
 from node.web.views import offer_view
 from protocols.contract.numbers import BadNumber
 from protocols.contract.terms import SYMBOL, Side
-from protocols.offers import ID_LENGTH, Offer
 
 
 class OfferIn(BaseModel):
@@ -44,7 +44,7 @@ class OfferIn(BaseModel):
 
 def maker_router(maker: Maker, projections: Projections) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
-    core, config = maker.core, maker.config
+    core = maker.core
 
     @router.get("/maker")
     async def about() -> dict[str, Any]:
@@ -68,60 +68,35 @@ def maker_router(maker: Maker, projections: Projections) -> APIRouter:
     async def set_offer(said: OfferIn) -> dict[str, Any]:
         """The offer, or for a spread: the offer that follows the market, with the reason if it cannot stand now."""
         core.setup.check_ready()  # who cannot serve an order offers nothing
-        if said.symbol not in config.symbols:
-            allowed = " or ".join(config.symbols)
-            raise FieldError("symbol", f"symbol is {said.symbol}, this maker's configuration allows {allowed}")
-        ours, side = config.of(said.symbol), Side(said.side)
-        most = maker.desk.policy.max_quantity.get(said.symbol, 0)
+        wish = Wish(
+            symbol=said.symbol,
+            side=Side(said.side),
+            min_quantity=said.min_quantity,
+            max_quantity=said.max_quantity,
+            leverages=tuple(said.leverages) if said.leverages is not None else None,
+            opening_fee=said.opening_fee,
+            funding_rate=said.funding_rate,
+            tolerance_near=said.tolerance_near,
+            tolerance_far=said.tolerance_far,
+        )
         try:
-            price = _price_of(said, side)
-            offer = Offer(
-                id=core.setup.entropy(ID_LENGTH),
-                symbol=said.symbol,
-                side=side,
-                price=price,
-                min_quantity=said.min_quantity if said.min_quantity is not None else ours.lot,
-                max_quantity=said.max_quantity if said.max_quantity is not None else most // ours.lot * ours.lot,
-                lot=ours.lot,
-                leverages=tuple(said.leverages if said.leverages is not None else ours.leverages),
-                maker_leverage=ours.own_leverage,
-                opening_fee=said.opening_fee,
-                funding_rate=said.funding_rate,
-                fee_rate=await core.setup.fee_rate(),
-                timelocks=config.timelocks,
-                oracle=core.setup.oracle_keys,
-                tolerance_near=said.tolerance_near,
-                tolerance_far=said.tolerance_far,
-                created=int(core.clock.now()),
-            )
+            if said.spread is not None and said.price is None:
+                return _quoted_view(await maker.offers.call(OfferBook.follow, wish, said.spread))
+            if said.price is not None and said.spread is None:
+                return offer_view(await maker.offers.call(OfferBook.put, wish, said.price))
         except BadNumber as error:
             raise FieldError(error.field, str(error)) from error
-        if offer.max_quantity > most:
-            raise FieldError("max_quantity", f"max_quantity is {offer.max_quantity}, allowed is {most}")
-        if said.spread is not None:
-            return _quoted_view(maker.quoting.follow(offer, said.spread))
-        maker.quoting.forget(offer.symbol, offer.side)
-        maker.board.put(offer)
-        return offer_view(offer)
+        raise FieldError("price", "price: an offer has either a price or a spread")
 
     @router.delete("/offers/{offer_id}")
     async def withdraw(offer_id: HexId) -> dict[str, Any]:
         """An offer that follows the market does not come back."""
-        offer = maker.board.withdraw(bytes.fromhex(offer_id))
-        maker.quoting.forget(offer.symbol, offer.side)
-        return offer_view(offer)
+        return offer_view(await maker.offers.call(OfferBook.withdraw, bytes.fromhex(offer_id)))
 
     @router.delete("/quoted/{symbol}/{side}")
     async def stop_quoting(symbol: str, side: Side) -> dict[str, Any]:
         """No offer of this symbol and maker's side follows the market any more; the one that stands is withdrawn."""
-        return _quoted_view(maker.quoting.drop(symbol, side))
-
-    def _price_of(said: OfferIn, side: Side) -> str:
-        if said.price is not None and said.spread is None:
-            return said.price
-        if said.spread is not None and said.price is None:
-            return maker.quoting.price(said.symbol, side, said.spread)
-        raise FieldError("price", "price: an offer has either a price or a spread")
+        return _quoted_view(await maker.offers.call(OfferBook.drop, symbol, side))
 
     return router
 
