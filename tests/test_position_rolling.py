@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from node.position.commands import Command, RefusedCommand, attest, force_close, recover
 from node.position.deadlines import publish_unchanged
 from node.position.due import due, punishment
-from node.position.events import CODEC, CommitPublishing, Event, Revoking, RolloverHeld
+from node.position.events import CommitPublishing, Event, Revoking, RolloverHeld
 from node.position.evolve import MOST_BEGUN, evolve, replay
 from node.position.facts import command_of
 from node.position.observing import observe
