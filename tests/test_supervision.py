@@ -741,7 +741,7 @@ async def test_changes_tells_what_is_now_and_misses_no_last_word(autojump_clock:
                     lives.now.die(Outage())
                 case 4:
                     break
-        await changes.aclose()  # type: ignore[attr-defined]
+        await changes.aclose()
         nursery.cancel_scope.cancel()
     assert seen[0] == (State.HEALTHY, "")
     assert seen[1] == (State.DEGRADED, "slower")

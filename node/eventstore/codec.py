@@ -162,9 +162,7 @@ class EventCodec:
             # not the cause: cattrs' own texts show values
             raise BadEvent("bad_event", f"{what}: {'; '.join(transform_error(error))}") from None
         except KeyError:
-            raise BadEvent(
-                "content_missing", f"{what}: what it shares with others is missing"
-            ) from None
+            raise BadEvent("content_missing", f"{what}: what it shares with others is missing") from None
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise BadEvent("bad_event", f"{what}: not readable ({type(error).__name__})") from None
         # defaults for what is missing, and text taken for a tuple of letters, would pass up to here
