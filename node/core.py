@@ -42,6 +42,7 @@ from node.prices import Feed, Feeds
 from node.seams import MACHINE, Seams
 from node.setup import SetupNode
 from node.start import Stage
+from node.store_repairs import store_repairs
 from node.supervision import ReportingRun, Service, Supervisor
 from node.wallet.interface import PATIENCE, Wallet, run_wallet
 from node.wallet.seed import Seed
@@ -116,7 +117,11 @@ def build(
         log.warning(network.warning, network=network.name)
         stage.warnings.append(network.warning)
     identity = Identity(seed.node_identity())
-    store = supervisor.reporting("store", seams.run_store(config, clock))
+    store = supervisor.reporting(
+        "store",
+        seams.run_store(config, clock),
+        repairs=store_repairs(config, seed, clock, lambda: supervisor["store"]),
+    )
     clocks = ClockCheck(clock)
     chain = _chain(supervisor, seams.electrum(config), network, clock)
     monitor, broadcaster = Monitor(), Broadcaster(clock)
