@@ -50,7 +50,7 @@ def test_the_figures_are_printed_and_written(tmp_path: Path) -> None:
     ended = bench("store", "--json", file)
     rows = json.loads(file.read_text())
     assert ended.returncode == 0
-    assert len(rows) == len(ended.stdout.splitlines()) == 3
+    assert len(rows) == len(ended.stdout.splitlines()) == 5
     for row in rows:
         assert list(row) == ["bench", "name", "ours", "unit", "reference", "reference_name", "ratio", "spread"]
         assert row["bench"] == "store"

@@ -64,7 +64,9 @@ def spends(raw: bytes, txid: bytes) -> bool:
 
 def needs_signatures(position: Position) -> bool:
     """Whether what is due is made with the peer's refund and CET signatures."""
-    return not position.cheated and (position.cet_timelock_expired or position.refund_timelock_expired)
+    if position.ended or position.cheated:  # they are gone once nothing is watched any more
+        return False
+    return position.cet_timelock_expired or position.refund_timelock_expired
 
 
 def _lock(position: Position) -> dict[bytes, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -147,8 +146,10 @@ async def reach(wallet: Wallet, positions: Service[Positions], backup: Service[B
 async def _learn(wallet: Wallet, scripts: Collection[bytes]) -> None:
     if await wallet.reach(scripts):
         _log.warning("the wallet had forgotten scripts that contracts name, and looks at them")
-        with contextlib.suppress(WorldError):  # then the next regular look shows them
+        try:
             await wallet.sync()
+        except WorldError as error:
+            _log.info("these scripts are looked at with the next regular look", reason=error.sentence)
 
 
 def own_scripts(positions: Iterable[Position]) -> Collection[bytes]:
