@@ -236,5 +236,15 @@ def _span(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
+def page(services: Sequence[ServiceHealth], now: float, warnings: Sequence[str]) -> dict[str, object]:
+    """What `/api/v1/health` shows."""
+    return {
+        "healthy": all_healthy(services),
+        "time": now,
+        "warnings": list(warnings),
+        "services": [service.as_json(now) for service in services],
+    }
+
+
 def all_healthy(services: Sequence[ServiceHealth]) -> bool:
     return all(service.state is State.HEALTHY for service in services)

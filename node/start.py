@@ -96,6 +96,9 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
 
     async def run_data(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
         # imports are not abandoned, and hold up nothing but the end of the process
+        assert stage.door is not None
+        await trio.to_thread.run_sync(import_module, "node.web.health_api")
+        stage.door.let_in_services()
         seams = await trio.to_thread.run_sync(import_module, "node.seams")
         if stage.seed is None:
             new = not files.seed_file(config.data).exists()

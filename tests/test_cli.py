@@ -22,8 +22,8 @@ from node.health import Report, State, stay
 from node.network.address import PeerAddress
 from node.supervision import Repair, Supervisor
 from node.wallet.seed import Seed
-from node.web.health_api import health_router
-from node.web.server import run_api
+from node.web.door import Door
+from node.web.server import run_door
 from node.web.sockets import bind_api, url_of
 from protocols.errors import LocalError, WorldError
 
@@ -207,7 +207,9 @@ async def test_health_prints_a_line_per_service_and_says_in_its_status_how_it_is
     with bind_api(HostPort("127.0.0.1", 0)) as listener:
 
         async def run_page(*, task_status: trio.TaskStatus[None]) -> None:
-            await run_api(tmp_path, listener, [health_router(supervisor, Clock())], task_status=task_status)
+            door = Door(tmp_path, listener=listener, supervisor=supervisor, clock=Clock(), warnings=[])
+            door.let_in_services()
+            await run_door(door, listener, task_status=task_status)
 
         supervisor.service("api", run_page)
         oracle = supervisor.service("oracle", run_oracle)
@@ -255,7 +257,9 @@ async def test_services_are_restarted_and_repaired_by_name(tmp_path: Path, capsy
     with bind_api(HostPort("127.0.0.1", 0)) as listener:
 
         async def run_page(*, task_status: trio.TaskStatus[None]) -> None:
-            await run_api(tmp_path, listener, [health_router(supervisor, Clock())], task_status=task_status)
+            door = Door(tmp_path, listener=listener, supervisor=supervisor, clock=Clock(), warnings=[])
+            door.let_in_services()
+            await run_door(door, listener, task_status=task_status)
 
         supervisor.service("api", run_page)
         repair = Repair("move-aside", "move the file aside", "what is in it is not seen", move_aside, always=True)

@@ -21,9 +21,8 @@ from node.errors import ConfigError, Conflict, Disconnected, NeedsUser, NotFound
 from node.health import Report, State, stay
 from node.supervision import Repair, Supervisor
 from node.web.door import Door
-from node.web.health_api import health_router
 from node.web.security import LARGEST_BODY, api_token
-from node.web.server import create_app, run_api, run_door, serve
+from node.web.server import create_app, run_door, serve
 from node.web.sockets import bind_api, url_of
 from protocols.errors import LocalError, RemoteError, WorldError
 
@@ -209,10 +208,11 @@ async def test_health_shows_every_service_and_the_user_can_act_on_it(tmp_path: P
     supervisor = Supervisor(clock=clock, raise_bugs=True)
     oracle = Oracle()
     with bind_api(ANY_PORT) as listener:
-        routers = [health_router(supervisor, clock)]
+        door = Door(tmp_path, listener=listener, supervisor=supervisor, clock=clock, warnings=[])
+        door.let_in_services()
 
         async def serve_api(*, task_status: trio.TaskStatus[None]) -> None:
-            await run_api(tmp_path, listener, routers, task_status=task_status)
+            await run_door(door, listener, task_status=task_status)
 
         page = supervisor.service("api", serve_api)
         supervisor.service("oracle", oracle.run, needs=[page])
@@ -285,9 +285,11 @@ async def test_repairs_are_asked_for_by_name_and_their_consequence_is_agreed_to(
         Repair("restore", "take the backup", "what is newer is lost", move_aside),
     ]
     with bind_api(ANY_PORT) as listener:
+        door = Door(tmp_path, listener=listener, supervisor=supervisor, clock=clock, warnings=[])
+        door.let_in_services()
 
         async def serve_api(*, task_status: trio.TaskStatus[None]) -> None:
-            await run_api(tmp_path, listener, [health_router(supervisor, clock)], task_status=task_status)
+            await run_door(door, listener, task_status=task_status)
 
         supervisor.service("api", serve_api)
         supervisor.reporting("store", run, repairs=repairs)

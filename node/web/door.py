@@ -1,8 +1,11 @@
 """The door of the API: one app behind the server's sockets for as long as the process lives.
 
-While the node is being built it answers for health and the services that there are, and everything else with a problem
-that says what the start waits for; then the whole API is let in, and no connection is lost over it.
+At first it answers for health alone, and everything else with a problem that says what the start waits for; that needs
+next to nothing imported. Then come what may be asked of the services that there are, and, once the node is built, the
+whole API: each is let in behind the same door, and no connection is lost over it.
 """
+
+from __future__ import annotations
 
 import os
 import secrets
@@ -10,22 +13,25 @@ import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import APIRouter, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from node import files
 from node.clock import Clock
-from node.health import UP
+from node.health import UP, page
 from node.supervision import Supervisor
-from node.web.health_api import health_router
 from node.web.problems import problem
 from node.web.security import api_token
-from node.web.server import create_app
+from node.web.server import create_app, guarded
 from node.web.sockets import url_of
 
-Make = Callable[[], Sequence[APIRouter]]
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+Make = Callable[[], "Sequence[APIRouter]"]
 
 log = structlog.get_logger("node")
 
@@ -45,44 +51,54 @@ class Door:
     ) -> None:
         self._listener = listener
         self._supervisor = supervisor
+        self._clock = clock
+        self._warnings = warnings
         self.token = kept_token(data, url_of(listener))
-        self._whole: ASGIApp | None = None
         self._rest = rest
-        self._first = self._app([health_router(supervisor, clock, warnings=warnings), self._starting()])
+        self._app = guarded(self._health_alone, token=self.token, sockets=[listener])
+        self._whole = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._whole is not None:
-            await self._whole(scope, receive, send)
-        else:
-            await self._first(scope, receive, send)
+        await self._app(scope, receive, send)
 
     def let_in(self, routers: Sequence[APIRouter]) -> None:
-        self._whole = self._app(routers)
+        """The whole API."""
+        self._app = create_app(routers, token=self.token, sockets=[self._listener])
+        self._whole = True
+
+    def let_in_services(self) -> None:
+        """What may be asked of each service, while the whole API is not there yet."""
+        from node.web.health_api import health_router, waiting_router
+
+        if not self._whole:
+            routers = [
+                health_router(self._supervisor, self._clock, warnings=self._warnings),
+                waiting_router(self._starting),
+            ]
+            self._app = create_app(routers, token=self.token, sockets=[self._listener])
 
     def open(self) -> None:
         """Let in what was promised, if something was: a life of the server begins."""
-        if self._whole is None and self._rest is not None:
+        if not self._whole and self._rest is not None:
             self.let_in(self._rest())
 
-    def _app(self, routers: Sequence[APIRouter]) -> ASGIApp:
-        return create_app(routers, token=self.token, sockets=[self._listener])
+    async def _health_alone(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1013})
+        elif (scope["method"], scope["path"]) == ("GET", "/api/v1/health"):
+            health = page(self._supervisor.health(), self._clock.now(), self._warnings)
+            await JSONResponse(health)(scope, receive, send)
+        else:
+            await self._starting()(scope, receive, send)
 
-    def _starting(self) -> APIRouter:
-        """What holds up the start, for every other path."""
-        router = APIRouter()
-
-        async def starting() -> Response:
-            for service in self._supervisor.services:
-                health = service.health
-                if health.state not in UP and health.reason:
-                    sentence = f"the node is starting: {health.name}: {health.reason}"
-                    return problem(503, "starting", sentence, service=health.name, remedy=health.remedy)
-            return problem(503, "starting", "the node is starting")
-
-        router.add_api_route(
-            "/{path:path}", starting, methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False
-        )
-        return router
+    def _starting(self) -> Response:
+        """What holds up the start."""
+        for service in self._supervisor.services:
+            health = service.health
+            if health.state not in UP and health.reason:
+                sentence = f"the node is starting: {health.name}: {health.reason}"
+                return problem(503, "starting", sentence, service=health.name, remedy=health.remedy)
+        return problem(503, "starting", "the node is starting")
 
 
 def kept_token(data: Path, url: str) -> str:

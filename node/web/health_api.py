@@ -1,15 +1,15 @@
 """``/api/v1/health`` and what the user may ask of a service."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from fastapi import APIRouter, BackgroundTasks
+from fastapi import APIRouter, BackgroundTasks, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.clock import Clock
 from node.errors import Conflict, NotFound
-from node.health import all_healthy
+from node.health import page
 from node.supervision import Service, Supervisor
 
 
@@ -48,13 +48,7 @@ def health_router(
     @router.get("/health")
     async def health() -> dict[str, object]:
         """Every service: its state, why, what the node does about it and what the user can do."""
-        services, now = supervisor.health(), clock.now()
-        return {
-            "healthy": all_healthy(services),
-            "time": now,
-            "warnings": list(warnings),
-            "services": [service.as_json(now) for service in services],
-        }
+        return page(supervisor.health(), clock.now(), warnings)
 
     @router.get("/services/{name}")
     async def service(name: str) -> dict[str, object]:
@@ -89,6 +83,18 @@ def health_router(
                 asked.stop()
         return asked.health.as_json(clock.now())
 
+    return router
+
+
+def waiting_router(answer: Callable[[], Response]) -> APIRouter:
+    """`answer` for every path, while the node is being built."""
+    router = APIRouter()
+
+    async def waiting() -> Response:
+        return answer()
+
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+    router.add_api_route("/{path:path}", waiting, methods=methods, include_in_schema=False)
     return router
 
 

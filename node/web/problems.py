@@ -1,18 +1,24 @@
 """Every error that the API answers with is an RFC 9457 problem: a code for machines, a sentence for people, and the
 field, service or remedy where there is one."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.errors import Conflict, Disconnected, FieldError, NeedsUser, NotFound
 from protocols.errors import CodedError, LocalError, RemoteError, WorldError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
 
 _log = structlog.get_logger(__name__)
 
@@ -37,6 +43,8 @@ def problem(
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Make `app` answer errors of ours, malformed requests and unknown paths as problems."""
+    from fastapi.exceptions import RequestValidationError
+
     app.exception_handler(CodedError)(_coded)
     app.exception_handler(RequestValidationError)(_malformed)
     app.exception_handler(HTTPException)(_http)

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from fastapi import HTTPException
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.web.problems import problem

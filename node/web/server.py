@@ -1,62 +1,58 @@
-"""The HTTP API: FastAPI on anycorn, in the node's own nursery."""
+"""The HTTP API: FastAPI on anycorn, in the node's own nursery.
+
+FastAPI is imported when the first app is made of it: the first answers of a node do without.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import logging
 import socket
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anycorn.config
 import anycorn.run
 import anycorn.utils
 import trio
-from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from node import files
 from node.health import UNREPORTED, Report
 from node.web.counted import Counted, Requests
 from node.web.problems import CrashGuard, add_problem_handlers
-from node.web.security import Gate, api_token
-from node.web.sockets import url_of
+from node.web.security import Gate
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from node.web.door import Door
 
 
 def create_app(routers: Iterable[APIRouter], *, token: str, sockets: Sequence[socket.socket]) -> ASGIApp:
-    """The API that these routers make, behind the gate: token and Host checked, every error a problem.
+    """The API that these routers make, guarded; every error is a problem."""
+    from fastapi import FastAPI
 
-    Hosts allowed are the addresses of `sockets`, as ``127.0.0.1`` and as ``localhost``.
-    """
     # the pages of documentation load scripts from elsewhere, and the schema is no secret but needs the token
     app = FastAPI(title="cfdnode", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
     add_problem_handlers(app)
     for router in routers:
         app.include_router(router)
+    app.state.requests = Requests()
+    return guarded(Counted(app, app.state.requests), token=token, sockets=sockets)
+
+
+def guarded(app: ASGIApp, *, token: str, sockets: Sequence[socket.socket]) -> ASGIApp:
+    """`app` behind the gate: token and Host checked, and a bug in it is answered.
+
+    Hosts allowed are the addresses of `sockets`, as ``127.0.0.1`` and as ``localhost``.
+    """
     ports = {listener.getsockname()[1] for listener in sockets}
     hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost") for port in ports}
-    app.state.requests = Requests()
-    return CrashGuard(Gate(Counted(app, app.state.requests), token=token, hosts=hosts))
-
-
-async def run_api(
-    data: Path,
-    listener: socket.socket,
-    routers: Iterable[APIRouter],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """The API as a service of a node: keeps the token and the URL in the data directory, and serves `routers`."""
-    token = api_token(files.token_file(data))
-    files.url_file(data).write_text(url_of(listener) + "\n", encoding="ascii")
-    app = create_app(routers, token=token, sockets=[listener])
-    await serve(app, [listener], task_status=task_status)
+    return CrashGuard(Gate(app, token=token, hosts=hosts))
 
 
 async def run_door(
-    door: "Door",
+    door: Door,
     listener: socket.socket,
     *,
     report: Report = UNREPORTED,
