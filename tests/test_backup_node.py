@@ -107,9 +107,6 @@ async def test_the_words_and_the_backup_bring_a_position_back(tmp_path: Path, mo
         assert (await it.taker.comes_to(it.order_id, "committed", "settling"))["recovered"] is True
 
 
-@pytest.mark.xfail(
-    reason="a script that becomes known behind the first scan, beyond the gap, is looked at and its coins do not show"
-)
 async def test_its_coins_are_found_and_they_close_it_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with restored(tmp_path, monkeypatch) as it:
         await it.taker.comes_to(it.order_id, "open")

@@ -225,6 +225,8 @@ class BdkWallet(Wallet):
                 revealed = True
         if revealed:
             self._persist()
+            # BDK looks for our scripts in a transaction when it first sees it, and never again but when it loads
+            self._wallet, self._persister = _open(self._seed, self._network, self._path)
         return revealed
 
     def _is_mine(self, script: bytes) -> bool:
