@@ -297,6 +297,19 @@ async def test_an_attestation_that_is_overdue_is_told_until_it_is_there(
     assert ended is None
 
 
+async def test_an_attestation_that_nobody_waits_for_any_more_is_not_overdue(
+    autojump_clock: Jumping, oracle: Oracles
+) -> None:
+    """A position may end by other means: what the oracle still owes it then concerns nobody."""
+    announcement = await oracle.client.announcement(EVENT)
+    with trio.move_on_after(FIRST_EVENT + OVERDUE + 60):
+        await oracle.client.wait_attestation(announcement)
+    *_, told, ended = oracle.reports
+    assert told is not None
+    assert f"has not attested {EVENT}" in told
+    assert ended is None
+
+
 async def test_many_who_wait_ask_once(autojump_clock: Jumping, oracle: Oracles) -> None:
     announcement = await oracle.client.announcement(EVENT)
     oracle.asked.clear()

@@ -217,21 +217,23 @@ class OracleClient:
             # in short steps: the wall clock may be set, or the machine sleep
             await trio.sleep(min(max(self._clock.wall_seconds(ahead), 0.01), 30.0))
         async with self._turn("attestation " + announcement.id):  # the others wait for what the first one gets
-            while True:
-                try:
-                    attestation = await self.attestation(announcement)
-                except WorldError as error:
-                    self._tell(error.sentence)
-                    attestation = None
-                if attestation is not None:
-                    if announcement.id in self._overdue:
-                        del self._overdue[announcement.id]
+            try:
+                while True:
+                    try:
+                        attestation = await self.attestation(announcement)
+                    except WorldError as error:
+                        self._tell(error.sentence)
+                        attestation = None
+                    if attestation is not None:
+                        return attestation
+                    if self._clock.calendar() - announcement.time > OVERDUE:
+                        self._overdue.setdefault(announcement.id, None)
                         self._tell(None)
-                    return attestation
-                if self._clock.calendar() - announcement.time > OVERDUE:
-                    self._overdue.setdefault(announcement.id, None)
+                    await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
+            finally:  # attested, or nobody waits for it any more: a position may end by other means
+                if announcement.id in self._overdue:
+                    del self._overdue[announcement.id]
                     self._tell(None)
-                await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
 
     async def look_ahead(self) -> NoReturn:
         """Ask for what the next contracts settle with, so that a failing oracle shows before an order needs it."""
