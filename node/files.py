@@ -1,5 +1,6 @@
 """Where things are in a node's data directory; what others own, they name themselves."""
 
+import os
 from pathlib import Path
 
 
@@ -36,3 +37,27 @@ def backup_folder(data: Path) -> Path:
 def url_file(data: Path) -> Path:
     """Where the API of the node that runs on this directory was last served."""
     return data / "api.url"
+
+
+def password_file(data: Path) -> Path:
+    """The hash of the password for the page, readable by the owner alone."""
+    return data / "api.password"
+
+
+def sessions_file(data: Path) -> Path:
+    """Who is signed in at the page: hashes, readable by the owner alone."""
+    return data / "api.sessions"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Put `text` in the place of what `path` holds, whole or not at all, readable by the owner alone (0600); the
+    directory is made if need be. Raises `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -25,7 +25,7 @@ from node.health import UP, page
 from node.supervision import Supervisor
 from node.web.problems import problem
 from node.web.security import api_token
-from node.web.server import create_app, guarded
+from node.web.server import access_to, create_app, guarded
 from node.web.sockets import url_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class Door:
         self._warnings = warnings
         self.token = kept_token(data, url_of(listener))
         self._rest = rest
-        self._app = guarded(self._health_alone, token=self.token, sockets=[listener])
+        self._access = access_to([listener], self.token, data=data, clock=clock)
+        self._app = guarded(self._health_alone, self._access)
         self._whole = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +64,7 @@ class Door:
 
     def let_in(self, routers: Sequence[APIRouter]) -> None:
         """The whole API."""
-        self._app = create_app(routers, token=self.token, sockets=[self._listener])
+        self._app = create_app(routers, token=self.token, sockets=[self._listener], access=self._access)
         self._whole = True
 
     def let_in_services(self) -> None:
@@ -75,7 +76,7 @@ class Door:
                 health_router(self._supervisor, self._clock, warnings=self._warnings),
                 waiting_router(self._starting),
             ]
-            self._app = create_app(routers, token=self.token, sockets=[self._listener])
+            self._app = create_app(routers, token=self.token, sockets=[self._listener], access=self._access)
 
     def open(self) -> None:
         """Let in what was promised, if something was: a life of the server begins."""

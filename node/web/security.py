@@ -1,22 +1,45 @@
 """Who may use the API: programs of this machine that can read the node's token, and no web page.
 
 A page in the user's browser can reach 127.0.0.1. It cannot know the token, and what it can make a browser send by DNS
-rebinding carries its own host name, which is refused.
+rebinding carries its own host name, which is refused. The page that this node serves itself signs in for a cookie
+(`node.web.access`), which the browser sends to us alone, and which is good for nothing but requests of that page.
 """
 
-import hmac
+from __future__ import annotations
+
 import os
 import secrets
 import stat
-from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from node import files
 from node.web.problems import problem
 
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from node.web.access import Access
+    from node.web.page import Page
+
 LARGEST_BODY = 64 * 1024
+
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+BROWSER_HEADERS = (
+    (b"content-security-policy", CONTENT_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+"""What an answer carries unless it says otherwise itself."""
 
 
 def api_token(path: Path) -> str:
@@ -33,48 +56,66 @@ def api_token(path: Path) -> str:
     except (FileNotFoundError, UnicodeDecodeError):
         pass
     token = secrets.token_urlsafe(32)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    fresh.replace(path)
+    files.write_private(path, token + "\n")
     return token
 
 
 class Gate:
-    """The layer that asks for a Host of ours and ``Authorization: Bearer <token>``."""
+    """The layer that asks for a Host of ours, and for a token or a session but for the page's files and signing in."""
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, page: Page) -> None:
         self._app = app
-        self._token = token.encode()
-        self._hosts = frozenset(hosts)
+        self._access = access
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
-        scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-        if host not in self._hosts:
-            refusal = problem(421, "wrong_host", f"Host {host!r} is not this API's; allowed: {sorted(self._hosts)}")
-        elif scheme.lower() != b"bearer" or not hmac.compare_digest(credentials.strip(), self._token):
-            refusal = problem(
-                401,
-                "unauthorized",
-                "the request needs the header Authorization: Bearer and the token in the file api.token of the data"
-                " directory",
-                headers={"WWW-Authenticate": "Bearer"},
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if host not in self._access.hosts:
+            allowed = sorted(self._access.hosts)
+            refusal: Response | None = problem(
+                421, "wrong_host", f"Host {host!r} is not this API's; allowed: {allowed}"
             )
-        else:
-            await self._app(scope, _bounded(receive), send)
+        elif own := self._access.own(scope["path"]):
+            await own(scope, _bounded(receive), send)
             return
-        if scope["type"] == "websocket":
+        elif file := await self._file(scope):
+            await file(scope, receive, send)
+            return
+        else:
+            refusal = await self._access.refusal(scope)
+        if refusal is None:
+            await self._app(scope, _bounded(receive), send)
+        elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
             await refusal(scope, receive, send)
+
+    async def _file(self, scope: Scope) -> Response | None:
+        path: str = scope["path"]
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or path.startswith(("/api/", "/metrics")):
+            return None
+        return await self._page.answer(path)
+
+
+class Headers:
+    """The layer that says to browsers what an answer may do: nothing that does not come from here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                given = list(message.get("headers", ()))
+                named = {name.lower() for name, _ in given}
+                added = [header for header in BROWSER_HEADERS if header[0] not in named]
+                message = {**message, "headers": [*given, *added]}
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
 
 
 def _bounded(receive: Receive) -> Receive:

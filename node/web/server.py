@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anycorn.config
@@ -17,10 +18,13 @@ import anycorn.utils
 import trio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from node.clock import Clock
 from node.health import UNREPORTED, Report
+from node.web.access import Access
 from node.web.counted import Counted, Requests
+from node.web.page import Page
 from node.web.problems import CrashGuard, add_problem_handlers
-from node.web.security import Gate
+from node.web.security import Gate, Headers
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from node.web.door import Door
 
 
-def create_app(routers: Iterable[APIRouter], *, token: str, sockets: Sequence[socket.socket]) -> ASGIApp:
+def create_app(
+    routers: Iterable[APIRouter], *, token: str, sockets: Sequence[socket.socket], access: Access | None = None
+) -> ASGIApp:
     """The API that these routers make, guarded; every error is a problem."""
     from fastapi import FastAPI
 
@@ -38,17 +44,21 @@ def create_app(routers: Iterable[APIRouter], *, token: str, sockets: Sequence[so
     for router in routers:
         app.include_router(router)
     app.state.requests = Requests()
-    return guarded(Counted(app, app.state.requests), token=token, sockets=sockets)
+    return guarded(Counted(app, app.state.requests), access or access_to(sockets, token))
 
 
-def guarded(app: ASGIApp, *, token: str, sockets: Sequence[socket.socket]) -> ASGIApp:
-    """`app` behind the gate: token and Host checked, and a bug in it is answered.
+def guarded(app: ASGIApp, access: Access) -> ASGIApp:
+    """`app` behind the gate, which lets in whom `access` says; a bug in it is answered."""
+    return Headers(CrashGuard(Gate(app, access=access, page=Page())))
 
-    Hosts allowed are the addresses of `sockets`, as ``127.0.0.1`` and as ``localhost``.
-    """
-    ports = {listener.getsockname()[1] for listener in sockets}
+
+def access_to(
+    sockets: Sequence[socket.socket], token: str, *, data: Path | None = None, clock: Clock | None = None
+) -> Access:
+    """Hosts allowed are the addresses of `sockets`, as ``127.0.0.1`` and as ``localhost``."""
+    ports = [listener.getsockname()[1] for listener in sockets]
     hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost") for port in ports}
-    return CrashGuard(Gate(app, token=token, hosts=hosts))
+    return Access(token=token, hosts=hosts, port=ports[0], data=data, clock=clock)
 
 
 async def run_door(
