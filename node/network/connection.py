@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import trio
 from attrs import frozen
 from h2.errors import ErrorCodes
 
 from node.network.address import PeerId
+from node.network.counts import ConnectionCounts, ProtocolCounts
 from node.network.errors import Busy, Closed, ConnectionLost, Forbidden, HandlerFailed, StreamReset, UnknownProtocol
 from node.network.substream import Substream
 from protocols.errors import Refused, RemoteProtocolError
@@ -24,6 +25,7 @@ from protocols.transport.events import (
     Event,
     Farewell,
     LimitChanged,
+    PongArrived,
     StreamAborted,
     StreamEnded,
     StreamOpened,
@@ -65,16 +67,22 @@ class Connection:
         on_stream: Callable[[Substream], None],
         liveness: Liveness,
         substream: type[Substream] = Substream,
+        spoken: Collection[str] = (),
     ) -> None:
-        """`session` is established; `on_stream` is called with each substream that the peer opens."""
+        """`session` is established; `on_stream` is called with each substream that the peer opens. Protocols in
+        `spoken` are counted by name when the peer opens them."""
         self.session = session
         self.dialled = dialled
         """Whether we dialled the peer."""
+        self.counts = ConnectionCounts()
+        self.latency: float | None = None
+        """Seconds that the newest ping took, there and back."""
         self._peer = PeerId(session.peer)
         self._carrier = carrier
         self._on_stream = on_stream
         self._liveness = liveness
         self._make_substream = substream
+        self._spoken = spoken
         self._substreams: dict[int, Substream] = {}
         self._outgoing = bytearray()
         self._in_flight = 0
@@ -83,12 +91,14 @@ class Connection:
         self._slots = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self._heard = trio.current_time()
+        self._pinged: float | None = None  # when the ping left that is not answered yet
+        self._ponged = trio.lowlevel.ParkingLot()
         self._drain_heard = False
         self._life = trio.CancelScope()
         self._lost: Callable[[], Exception] | None = None
         self._reason: str | None = None
         self._closing = False
-        self._offence = False
+        self._offence: str | None = None
         self._gone = trio.Event()
 
     def __repr__(self) -> str:
@@ -109,9 +119,15 @@ class Connection:
         return self._reason
 
     @property
-    def offence(self) -> bool:
-        """Whether it ended because the peer broke the protocol."""
+    def offence(self) -> str | None:
+        """The code of what the peer did, if the connection ended because the peer broke the protocol."""
         return self._offence
+
+    @property
+    def usable(self) -> bool:
+        """Whether substreams can be opened on it, be it after a while: it is not over, draining, or used up."""
+        streams = self.session.streams
+        return not (self.closed or self._closing or streams.exhausted) and streams.streams_allowed > 0
 
     @property
     def substreams(self) -> tuple[Substream, ...]:
@@ -129,11 +145,14 @@ class Connection:
             self._check_open()
             if streams.may_open:
                 break
+            if streams.exhausted:
+                raise ConnectionLost("all its stream ids are used")
             if not streams.streams_allowed:
                 raise ConnectionLost("the peer takes no more streams, it is shutting down")
             await self._slots.park()
         substream = self._make_substream(self, streams.open_stream(path), path)
         self._substreams[substream.stream_id] = substream
+        substream.counts.opened += 1
         # The opening leaves with the first data; if none follows at once, the writer takes it along.
         self._to_write.unpark_all()
         return substream
@@ -143,6 +162,28 @@ class Connection:
             raise Closed("the connection")
         if self._lost is not None:
             raise self._lost()
+
+    async def ping(self) -> float:
+        """Seconds until the peer answered; calls at the same time share one ping. Raises `ConnectionLost`, `Closed`."""
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        self._ask()
+        await self._ponged.park()
+        if self._lost is not None:
+            raise self._lost()
+        assert self.latency is not None
+        return self.latency
+
+    def _ask(self) -> None:
+        if self._pinged is None:
+            self._pinged = trio.current_time()
+            self.session.streams.ping(_PING)
+            self.flush()
+
+    def _answered(self) -> None:
+        if self._pinged is not None:
+            self.latency, self._pinged = trio.current_time() - self._pinged, None
+            self._ponged.unpark_all()
 
     async def wait_closed(self) -> None:
         """Until it is over and its carrier closed."""
@@ -210,13 +251,14 @@ class Connection:
                     self._lost_because("the peer closed it")
                     return
                 self._heard = trio.current_time()
+                self.counts.received += len(data)
                 if self.closed:
                     continue  # after the farewell only the end of the carrier matters
                 self._dispatch(self.session.receive(data, self._heard))
                 self.flush()
         except RemoteProtocolError as error:
             self.flush()
-            self._offence = True
+            self._offence = error.code
             self._lost_because(f"the peer broke the protocol: {error.sentence}")
         except trio.BrokenResourceError:
             self._lost_because("the peer is gone")
@@ -231,6 +273,7 @@ class Connection:
                     self._in_flight = len(chunk)
                     await self._carrier.send_all(chunk)
                     self._in_flight = 0
+                    self.counts.sent += len(chunk)
                     self.wake_senders()
                 elif self.session.over:
                     if isinstance(self._carrier, trio.abc.HalfCloseableStream):
@@ -255,8 +298,7 @@ class Connection:
                 self._life.cancel()
                 return
             asked = heard
-            self.session.streams.ping(_PING)
-            self.flush()
+            self._ask()
 
     # -- out: synchronous, so that no cancellation can tear a record
 
@@ -271,6 +313,7 @@ class Connection:
             except OSError:
                 sent = 0  # not ready, or broken: the writer finds out
             del self._outgoing[:sent]
+            self.counts.sent += sent
             self.wake_senders()
         if self._outgoing or self.session.over:
             self._to_write.unpark_all()
@@ -288,6 +331,11 @@ class Connection:
         """Until the carrier has taken something, or anything else that a sender should look at has changed."""
         await self._uncongested.park()
 
+    def counts_of(self, stream_id: int, path: str) -> ProtocolCounts:
+        """Where the stream is counted: by its name if we opened it, or speak it."""
+        ours = self.dialled == (stream_id % 2 == 1)  # RFC 9113 section 5.1.1
+        return self.counts.of(path, (path,) if ours else self._spoken)
+
     def wake_senders(self) -> None:
         self._uncongested.unpark_all()
 
@@ -298,28 +346,32 @@ class Connection:
         for event in events:
             match event:
                 case StreamOpened(stream_id, path):
-                    self._substreams[stream_id] = self._make_substream(self, stream_id, path)
-                    self._on_stream(self._substreams[stream_id])
+                    substream = self._make_substream(self, stream_id, path)
+                    substream.counts.opened += 1
+                    self._substreams[stream_id] = substream
+                    self._on_stream(substream)
                 case (
                     DataArrived(stream_id)
                     | StreamEnded(stream_id)
                     | StreamAborted(stream_id)
                     | StreamRefused(stream_id)
                 ):
-                    if substream := self._substreams.get(stream_id):
-                        self._tell(substream, event)
-                        over.append(substream)
+                    if known := self._substreams.get(stream_id):
+                        self._tell(known, event)
+                        over.append(known)
                 case WindowOpened(0):
                     for substream in self._substreams.values():
                         substream.window_opened()
                 case WindowOpened(stream_id):
-                    if substream := self._substreams.get(stream_id):
-                        substream.window_opened()
+                    if known := self._substreams.get(stream_id):
+                        known.window_opened()
                 case LimitChanged():
                     self._slots.unpark_all()
                 case DrainHeard():
                     self._drain_heard = True
                     self._idle.unpark_all()
+                case PongArrived():
+                    self._answered()
                 case Farewell(code, reason):
                     self._lose(*_farewell(code, reason))
                     self._life.cancel()
@@ -335,8 +387,10 @@ class Connection:
             case StreamEnded():
                 substream.ended()
             case StreamAborted(_, code):
+                substream.counts.resets[code] += 1
                 substream.break_off(lambda: StreamReset(code))
-            case StreamRefused():
+            case StreamRefused(_, status):
+                substream.counts.refused[status] += 1
                 substream.break_off(_refusal(substream.path, event))
 
     def settle(self, substream: Substream) -> None:
@@ -358,6 +412,7 @@ class Connection:
         self._substreams.clear()
         self._slots.unpark_all()
         self._idle.unpark_all()
+        self._ponged.unpark_all()
 
 
 async def shake_hands(carrier: trio.abc.Stream, session: Session) -> list[Event]:

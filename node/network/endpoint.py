@@ -328,7 +328,7 @@ class Endpoint:
         finally:
             del self._connections[connection]
             reason = connection.reason or "closed on this side"
-            if connection.offence:
+            if connection.offence is not None:
                 self._remember_offence(connection.peer, reason)
             self._tell(ConnectionDown(connection, reason))
 

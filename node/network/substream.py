@@ -53,6 +53,8 @@ class Substream(trio.abc.HalfCloseableStream):
         self._id = stream_id
         self._path = path
         self._streams = connection.session.streams
+        self.counts = connection.counts_of(stream_id, path)
+        """Of its protocol on this connection."""
         self._buffer: bytes | bytearray = b""
         self._eof = False
         self._closed = False
@@ -143,6 +145,7 @@ class Substream(trio.abc.HalfCloseableStream):
             while rest:
                 room = await self._wait_for_room()
                 self._streams.send_data(self._id, rest[:room])
+                self.counts.sent += min(room, len(rest))
                 rest = rest[room:]
                 self._torn = torn_before or bool(rest)
                 self._connection.flush()
@@ -210,6 +213,8 @@ class Substream(trio.abc.HalfCloseableStream):
     def reset(self, code: int = CANCEL) -> None:
         """Give the stream up at once, in both directions; nothing happens if it is closed."""
         if not self._closed:
+            if self._streams.alive(self._id):
+                self.counts.resets[code] += 1
             self._streams.reset_stream(self._id, code)
             self._close()
 
@@ -219,6 +224,7 @@ class Substream(trio.abc.HalfCloseableStream):
             return True
         refused = self._streams.refuse(self._id, status, body, retry_after)
         if refused:
+            self.counts.refused[status] += 1
             self._close()
         return refused
 
@@ -232,6 +238,7 @@ class Substream(trio.abc.HalfCloseableStream):
     # -- what the connection tells us
 
     def data_arrived(self, data: bytes) -> None:
+        self.counts.received += len(data)
         if not self._buffer:
             self._buffer = data
         elif isinstance(self._buffer, bytearray):

@@ -25,6 +25,8 @@ class SessionLimits:
     """Bytes a stream may hold that nobody has read: given back as the reader consumes them."""
     connection_window: int = 8 * 1024 * 1024
     """Bytes under way on the connection: given back on receipt, so that a slow reader delays no other stream."""
+    last_stream: int = 2**31 - 1
+    """The highest stream id that is used."""
     unsent_answers: int = 16 * 1024
     """Bytes of acknowledgements that may wait for a peer who does not read."""
     budgets: Budgets = field(factory=Budgets)

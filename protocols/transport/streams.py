@@ -68,6 +68,7 @@ class Streams:
         self._h2 = http2(limits, initiator=initiator)
         self._streams: dict[int, _Stream] = {}
         self._ours = 0
+        self._next_id = 1 if initiator else 2
         self._refused_streams: list[int] = []
         self._unreturned = 0
         self._outgoing = bytearray()
@@ -223,7 +224,13 @@ class Streams:
     @property
     def may_open(self) -> bool:
         """Whether one more stream of ours is allowed now."""
-        return not self._closed and not self._draining and self._ours < self.streams_allowed
+        usable = not (self._closed or self._draining or self.exhausted)
+        return usable and self._ours < self.streams_allowed
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all our stream ids are used: a further stream needs another connection (RFC 9113 section 5.1.1)."""
+        return self._next_id > self._limits.last_stream
 
     @property
     def streams_allowed(self) -> int:
@@ -237,10 +244,12 @@ class Streams:
 
     def open_stream(self, path: str) -> int:
         """Begin a stream; its headers wait for the first data, or for the next flush."""
+        if self.exhausted:
+            raise LocalError("streams_exhausted", f"all stream ids up to {self._limits.last_stream} are used")
         if not self.may_open:
             raise LocalError("too_many_streams", f"{self._ours} streams are open, allowed are {self.streams_allowed}")
         assert self.peer is not None
-        stream_id = self._h2.get_next_available_stream_id()
+        stream_id, self._next_id = self._next_id, self._next_id + 2
         headers = [
             (b":method", b"POST"),
             (b":scheme", b"cfd"),
