@@ -564,25 +564,31 @@ async def test_allow_and_block_lists() -> None:
 
 
 async def test_a_full_maker_is_busy() -> None:
-    async with running({ECHO: echo}, limits=Limits(connections=1)) as maker, running(secret=DIALLER) as taker:
+    async with (
+        running({ECHO: echo}, limits=Limits(connections=1)) as maker,
+        running(secret=DIALLER) as taker,
+        running(secret=bytes([5]) * 32) as late,
+    ):
         address = await address_of(maker)
         first = await taker.dial(address)
         assert await ask(first) == b"question"
         with pytest.raises(Busy):
-            await ask(await taker.dial(address))
+            await ask(await late.dial(address))
         assert await ask(first) == b"question"
 
 
-async def test_a_peer_that_dials_again_replaces_its_oldest_connection() -> None:
-    async with running({ECHO: echo}, limits=Limits(connections_per_peer=2)) as maker, running(secret=DIALLER) as taker:
+async def test_a_peer_that_dials_again_replaces_its_old_connection_also_when_all_places_are_taken() -> None:
+    async with running({ECHO: echo}, limits=Limits(connections=1)) as maker:
         address = await address_of(maker)
-        connections = []
-        for _ in range(3):
-            connections.append(await taker.dial(address))
-            assert await ask(connections[-1]) == b"question"
-        await connections[0].wait_closed()
-        assert connections[0].reason == "the peer closed it (replaced)"
-        assert await ask(connections[1]) == b"question"
+        async with running(secret=DIALLER) as taker, running(secret=DIALLER) as restarted:
+            old = await taker.dial(address)
+            assert await ask(old) == b"question"
+            new = await restarted.dial(address)
+            assert await ask(new) == b"question"
+            await old.wait_closed()
+            assert old.reason == "the peer closed it (replaced)"
+            assert await ask(new) == b"question"
+            assert [connection.peer for connection in maker.connections] == [taker.identity.public]
 
 
 async def test_garbage_ends_one_connection_and_nothing_else() -> None:

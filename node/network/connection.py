@@ -126,8 +126,13 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether substreams can be opened on it, be it after a while: it is not over, draining, or used up."""
-        streams = self.session.streams
-        return not (self.closed or self._closing or streams.exhausted) and streams.streams_allowed > 0
+        usable = not (self.closed or self._closing or self.exhausted)
+        return usable and self.session.streams.streams_allowed > 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has no stream id left for a substream of ours."""
+        return self.session.streams.exhausted
 
     @property
     def substreams(self) -> tuple[Substream, ...]:
@@ -145,7 +150,7 @@ class Connection:
             self._check_open()
             if streams.may_open:
                 break
-            if streams.exhausted:
+            if self.exhausted:
                 raise ConnectionLost("all its stream ids are used")
             if not streams.streams_allowed:
                 raise ConnectionLost("the peer takes no more streams, it is shutting down")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import field, frozen
 
+from node.causes import leaves
 from node.health import UNREPORTED, Report, stay
 from node.network.address import Identity, PeerAddress, PeerId
+from node.network.carriers import TCP, Carriers, origin, why
 from node.network.connection import BUSY, FORBIDDEN, PATH, Connection, Liveness, shake_hands
-from node.network.errors import CannotListen, DialFailed, HandshakeFailed, Refuse
+from node.network.counts import ConnectionCounts, EndpointCounts
+from node.network.errors import CannotListen, Closed, ConnectionLost, DialFailed, HandshakeFailed, Refuse
+from node.network.strangers import Strangers
 from node.network.substream import INTERNAL_ERROR, Substream
-from protocols.errors import LocalError, RemoteError, RemoteProtocolError
+from protocols.errors import CodedError, LocalError, RemoteError, RemoteProtocolError
 from protocols.transport.events import Event
 from protocols.transport.handshake import KEY_BYTES
 from protocols.transport.http2 import SessionLimits
@@ -34,12 +37,18 @@ class Limits:
     """What one endpoint grants all its peers together."""
 
     handshake_within: float = 10
-    """Seconds for dialling, from the name look-up to the peer's answer; and for a stranger to introduce itself."""
+    """Seconds for dialling one address, from the name look-up to the peer's answer; and for a stranger to introduce
+    itself."""
     strangers: int = 256
     """Handshakes under way at once. One more takes the place of the oldest that has shown nothing yet."""
+    strangers_per_address: int = 32
+    """The same, of one IPv4 address or one /64 of IPv6."""
     connections: int = 4096
-    connections_per_peer: int = 4
-    """One more takes the place of the oldest: the peer lost it and does not know yet."""
+    """Peers connected at once; one that is connected already may come again."""
+    answer_within: float = 5
+    """Seconds that a connection has to show that it is alive when there is another to the same peer."""
+    settle_within: float = 30
+    """Seconds for dialogues on the one of two connections that is given up."""
     backoff: float = 1
     """Seconds that a peer who broke the protocol is kept out, doubled each time up to `longest_backoff`."""
     longest_backoff: float = 300
@@ -61,44 +70,19 @@ class ConnectionDown:
 ConnectionEvent = ConnectionUp | ConnectionDown
 _EVENTS = 4096
 _OFFENDERS = 1024
-_LISTEN_BACKLOG = 1024
-
-
-class Carriers(Protocol):
-    """Where carriers come from. Both raise OSError."""
-
-    async def dial(self, host: str, port: int) -> trio.abc.Stream: ...
-
-    async def listen(self, host: str, port: int) -> tuple[list[trio.abc.Listener[trio.abc.Stream]], tuple[str, int]]:
-        """Listeners, and the address that they listen on: port 0 is any that is free."""
-        ...
-
-
-class _Tcp:
-    async def dial(self, host: str, port: int) -> trio.abc.Stream:
-        return await trio.open_tcp_stream(host, port)
-
-    async def listen(self, host: str, port: int) -> tuple[list[trio.abc.Listener[trio.abc.Stream]], tuple[str, int]]:
-        listeners = await trio.open_tcp_listeners(port, host=host, backlog=_LISTEN_BACKLOG)
-        where = listeners[0].socket.getsockname()
-        return list(listeners), (where[0], where[1])
-
-
-TCP: Carriers = _Tcp()
-
-
-@define(eq=False)
-class _Stranger:
-    session: Session
-    scope: trio.CancelScope
 
 
 class Endpoint:
     """All connections of one identity. `run` must be running for anything but `handle` to work.
 
+    With each peer there is at most one connection. Whoever dials a peer to which there is one gets that, if the peer
+    still answers on it. Of two that are made at once, one dialled from each side, both sides keep the one dialled by
+    the smaller key, and let the dialogues on the other end. A peer that dials again has lost its old connection: the
+    new one takes its place.
+
     `entropy(n)` returns n random bytes (ephemeral keys). `allow`, when given, are the only peers that may dial us;
-    those in `block` may not, and are not dialled. Both may be replaced at any time. `carriers` and `substream` take
-    the place of TCP, and of what dialogues are held on, in a simulation.
+    those in `block` may not, and are not dialled: see `admit`. `carriers` are TCP, directly or through a proxy; they
+    and `substream`, what dialogues are held on, are replaced in a simulation.
     """
 
     def __init__(
@@ -118,15 +102,19 @@ class Endpoint:
         self.block = block
         self.crashes = 0
         """Handlers that raised something unexpected."""
-        self.offences = 0
-        """Connections that ended because the peer broke the protocol."""
+        self.counts = EndpointCounts()
         self._limits = limits or Limits()
         self._entropy = entropy
         self._carriers = carriers
         self._substream = substream
         self._handlers: dict[str, Handler] = {}
         self._connections: dict[Connection, None] = {}
-        self._strangers: dict[_Stranger, None] = {}
+        self._with: dict[PeerId, list[Connection]] = {}
+        self._strangers = Strangers(
+            self._limits.strangers, self._limits.strangers_per_address, self._limits.handshake_within
+        )
+        self._turns: dict[PeerId, trio.Lock] = {}
+        self._listening: set[trio.CancelScope] = set()
         self._offenders: dict[PeerId, tuple[int, float]] = {}
         self._subscribers: set[trio.MemorySendChannel[ConnectionEvent]] = set()
         self._nursery: trio.Nursery | None = None
@@ -139,7 +127,7 @@ class Endpoint:
     async def run(
         self, *, report: Report = UNREPORTED, task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled; the started value is the endpoint itself. Listening begins with `listen`."""
+        """Serve until cancelled or closed; the started value is the endpoint itself. Listening begins with `listen`."""
         if self._nursery is not None:
             raise LocalError("already_running", "the endpoint is running already")
         try:
@@ -151,6 +139,33 @@ class Endpoint:
             for subscriber in self._subscribers:
                 subscriber.close()
             self._subscribers.clear()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Endpoint]:
+        """``async with Endpoint(identity).running() as endpoint``: closed in order at the end of the block."""
+        failed: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.run)
+            try:
+                yield self
+                await self.aclose()
+            except Exception as error:  # noqa: BLE001  # raised below, and not in a group of one
+                failed = error
+                nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+
+    async def aclose(self) -> None:
+        """Listen no more, let the dialogues end, close all connections, and end `run`; cancelled, without waiting."""
+        nursery = self._running()
+        try:
+            for scope in self._listening:
+                scope.cancel()
+            async with trio.open_nursery() as draining:
+                for connection in self.connections:
+                    draining.start_soon(connection.drain)
+        finally:
+            nursery.cancel_scope.cancel()
 
     # -- protocols
 
@@ -173,6 +188,28 @@ class Endpoint:
     def connections(self) -> tuple[Connection, ...]:
         """Those that are up, oldest first."""
         return tuple(connection for connection in self._connections if not connection.closed)
+
+    def connection_to(self, peer: PeerId) -> Connection | None:
+        """The one on which substreams can be opened, if there is one."""
+        usable = [each for each in self._with.get(peer, ()) if each.usable]
+        return next(filter(self._preferred, usable), usable[-1] if usable else None)
+
+    @property
+    def offences(self) -> int:
+        """Connections that ended because the peer broke the protocol."""
+        return self.counts.offences.total()
+
+    @property
+    def traffic(self) -> ConnectionCounts:
+        """What passed on all connections, from the endpoint's beginning."""
+        return self.counts.total(connection.counts for connection in self._connections)
+
+    def admit(self, allow: Collection[PeerId] | None, block: Collection[PeerId]) -> None:
+        """Replace both lists, and part with those who are connected and may not be any more."""
+        self.allow, self.block = allow, block
+        for connection in self.connections:
+            if self._unwelcome(connection.peer, dialled=connection.dialled) == FORBIDDEN:
+                connection.part(FORBIDDEN, "the peer is not allowed any more")
 
     def connection_events(self) -> trio.MemoryReceiveChannel[ConnectionEvent]:
         """Every connection that comes up or goes down from now on, behind one `ConnectionUp` for each that is up.
@@ -206,25 +243,73 @@ class Endpoint:
         try:
             listeners, where = await self._carriers.listen(host, port)
         except OSError as error:
-            raise CannotListen(host, port, _why(error)) from error
-        async with trio.open_nursery() as accepting:
-            accepting.start_soon(partial(trio.serve_listeners, self.accept, listeners, handler_nursery=nursery))
-            task_status.started(where)
-            await stay(report)
+            raise CannotListen(host, port, why(error)) from error
+        with trio.CancelScope() as scope:
+            self._listening.add(scope)
+            try:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(partial(trio.serve_listeners, self.accept, listeners, handler_nursery=nursery))
+                    task_status.started(where)
+                    await stay(report)
+            finally:
+                self._listening.discard(scope)
 
-    async def dial(self, address: PeerAddress) -> Connection:
-        """Connect to a peer. Raises DialFailed, HandshakeFailed, or LocalError if we may or can not dial it."""
-        self._running()
-        if address.peer in self.block:
-            raise LocalError("peer_blocked", f"peer {address.peer.short} is on the block list")
-        if address.onion:
-            raise LocalError("onion_unsupported", f"{address.host}: onion addresses need a SOCKS5 proxy, not built yet")
+    async def open(self, path: str, address: PeerAddress, *others: PeerAddress) -> Substream:
+        """Open a substream on the connection to a peer, which is dialled if need be. Raises as `dial` and
+        `Connection.open` do."""
+        connection = self.connection_to(address.peer) or await self.dial(address, *others)
+        try:
+            return await connection.open(path)
+        except (ConnectionLost, Closed):
+            # while it waited for its turn; on that connection nothing was said yet
+            return await (await self.dial(address, *others)).open(path)
+
+    async def dial(self, address: PeerAddress, *others: PeerAddress) -> Connection:
+        """The connection to a peer: the one that there is, if the peer answers on it, or a new one to the first of its
+        addresses that is reached.
+
+        Raises DialFailed, HandshakeFailed, or LocalError if we may or can not dial it.
+        """
+        nursery, peer = self._running(), address.peer
+        if any(other.peer != peer for other in others):
+            raise LocalError("different_peers", "the addresses to dial are not all of one peer")
+        if peer in self.block:
+            raise LocalError("peer_blocked", f"peer {peer.short} is on the block list")
+        turn = self._turns.setdefault(peer, trio.Lock())
+        try:
+            async with turn:
+                for connection in tuple(self._with.get(peer, ())):
+                    if connection.exhausted and not connection.closed:
+                        nursery.start_soon(connection.drain)
+                    elif await self._alive(connection):
+                        return connection
+                connection = await self._dial_one_of((address, *others))
+                # The peer may have dialled us meanwhile.
+                return self.connection_to(peer) or connection
+        finally:
+            if not turn.locked():
+                self._turns.pop(peer, None)
+
+    async def _dial_one_of(self, addresses: tuple[PeerAddress, ...]) -> Connection:
+        failed: list[DialFailed | HandshakeFailed | LocalError] = []
+        for address in addresses:
+            try:
+                return await self._dial(address)
+            except (DialFailed, HandshakeFailed, LocalError) as error:
+                self.counts.dials_failed[error.code] += 1
+                failed.append(error)
+        if len(failed) == 1:
+            raise failed[0]
+        reasons = "; ".join(error.sentence for error in failed)
+        raise DialFailed(f"peer {addresses[0].peer.short}", reasons) from failed[-1]
+
+    async def _dial(self, address: PeerAddress) -> Connection:
         place = f"{address.host}:{address.port}"
         with trio.move_on_after(self._limits.handshake_within):
             try:
                 carrier = await self._carriers.dial(address.host, address.port)
             except OSError as error:
-                raise DialFailed(place, _why(error)) from error
+                raise DialFailed(place, why(error)) from error
             try:
                 return await self.connect(carrier, address.peer)
             except trio.BrokenResourceError as error:
@@ -251,41 +336,37 @@ class Endpoint:
 
     async def accept(self, carrier: trio.abc.Stream) -> None:
         """Serve a carrier on which somebody dials us, to its end. Nothing that the peer does makes this raise."""
-        stranger = _Stranger(self._session(None), trio.CancelScope())
-        stranger.scope.deadline = trio.current_time() + self._limits.handshake_within
-        self._make_room_for_strangers()
-        self._strangers[stranger] = None
+        session = self._session(None)
         events: list[Event] = []
+        failure = "too_slow"
         try:
-            with stranger.scope:
-                events = await shake_hands(carrier, stranger.session)
-                if word := self._unwelcome(PeerId(stranger.session.peer)):
-                    await self._dismiss(carrier, stranger.session, word)
-                    return
-        except (RemoteProtocolError, trio.BrokenResourceError) as error:
-            log.debug("handshake failed", reason=str(error))
+            with self._strangers.admitted(session, origin(carrier)) as stranger:
+                events = await shake_hands(carrier, session)
+                if word := self._unwelcome(PeerId(session.peer), dialled=False):
+                    failure, events = word.decode(), []
+                    await self._dismiss(carrier, session, word)
+            if stranger.crowded_out:
+                failure = "crowded_out"
+        except RemoteProtocolError as error:
+            failure = error.code
+        except trio.BrokenResourceError:
+            failure = "hung_up"
         finally:
-            self._strangers.pop(stranger, None)
             if not events:
                 await trio.aclose_forcefully(carrier)
         if events:
-            await self._serve(self._connection(carrier, stranger.session, dialled=False), events)
+            await self._serve(self._connection(carrier, session, dialled=False), events)
+        else:
+            self.counts.handshakes_failed[failure] += 1
+            log.debug("handshake failed", cause=failure)
 
-    def _make_room_for_strangers(self) -> None:
-        if len(self._strangers) >= self._limits.strangers:
-            # Whoever has sent a valid first message knows our key and is about to finish.
-            oldest = min(self._strangers, key=lambda stranger: stranger.session.handshake_messages > 0)
-            del self._strangers[oldest]
-            oldest.scope.cancel()
-
-    def _unwelcome(self, peer: PeerId) -> bytes:
-        """Why a peer that dialled us is not taken; empty if it is."""
-        if peer in self.block or (self.allow is not None and peer not in self.allow):
+    def _unwelcome(self, peer: PeerId, *, dialled: bool) -> bytes:
+        """Why there is no connection with a peer that dialled us, or that we have dialled; empty if there may be."""
+        if peer in self.block or (not dialled and self.allow is not None and peer not in self.allow):
             return FORBIDDEN
         _, until = self._offenders.get(peer, (0, 0.0))
-        if trio.current_time() < until or len(self._connections) >= self._limits.connections:
-            return BUSY
-        return b""
+        full = len(self._connections) >= self._limits.connections and self.connection_to(peer) is None
+        return BUSY if full or trio.current_time() < until else b""
 
     async def _dismiss(self, carrier: trio.abc.Stream, session: Session, word: bytes) -> None:
         connection = Connection(
@@ -310,13 +391,42 @@ class Endpoint:
             on_stream=self._stream_opened,
             liveness=self._limits.liveness,
             substream=self._substream,
+            spoken=self._handlers,
         )
-        same = [other for other in self._connections if other.peer == connection.peer and not other.closed]
-        if len(same) >= self._limits.connections_per_peer:
-            same[0].part(b"replaced", "replaced by a newer connection of the same peer")
+        others = self._with.setdefault(connection.peer, [])
+        for other in filter(lambda other: other.usable, others):
+            if other.dialled == dialled:
+                other.part(b"replaced", "replaced by a newer connection of the same peer")
+            else:
+                self._running().start_soon(self._settle, other, connection)
+        others.append(connection)
         self._connections[connection] = None
+        self.counts.connections += 1
         self._tell(ConnectionUp(connection))
         return connection
+
+    def _preferred(self, connection: Connection) -> bool:
+        """Whether it is the one to keep of two that were dialled from both sides: that of the smaller key."""
+        return connection.dialled == (self.identity.public < connection.peer)
+
+    async def _settle(self, old: Connection, new: Connection) -> None:
+        """Keep one of two connections, dialled from both sides; the old one only if it is alive."""
+        if await self._alive(old):
+            with trio.move_on_after(self._limits.settle_within):
+                await (new if self._preferred(old) else old).drain()
+
+    async def _alive(self, connection: Connection) -> bool:
+        """Whether the peer answers on it; if not, it is over now."""
+        if not connection.usable:
+            return False
+        with trio.move_on_after(self._limits.answer_within):
+            try:
+                await connection.ping()
+            except CodedError:
+                return False
+            return connection.usable
+        connection.part(b"replaced", "the peer does not answer")
+        return False
 
     async def _serve(self, connection: Connection, events: list[Event]) -> None:
         try:
@@ -327,13 +437,17 @@ class Endpoint:
             log.exception("connection crashed", peer=connection.peer.short)
         finally:
             del self._connections[connection]
+            self._with[connection.peer].remove(connection)
+            if not self._with[connection.peer]:
+                del self._with[connection.peer]
+            self.counts.ended.add(connection.counts)
             reason = connection.reason or "closed on this side"
             if connection.offence is not None:
+                self.counts.offences[connection.offence] += 1
                 self._remember_offence(connection.peer, reason)
             self._tell(ConnectionDown(connection, reason))
 
     def _remember_offence(self, peer: PeerId, reason: str) -> None:
-        self.offences += 1
         count, _ = self._offenders.pop(peer, (0, 0.0))
         pause = min(self._limits.longest_backoff, self._limits.backoff * 2.0 ** min(count, 30))
         self._offenders[peer] = (count + 1, trio.current_time() + pause)
@@ -373,7 +487,7 @@ class Endpoint:
             substream.reset()
 
     def _handler_failed(self, substream: Substream, error: Exception) -> None:
-        causes = list(_causes(error))
+        causes = list(leaves(error))
         where = {"path": substream.path, "peer": substream.peer.short}
         for cause in causes:
             if isinstance(cause, Refuse) and substream.refuse(cause.status, cause.body.encode(), cause.retry_after):
@@ -385,20 +499,3 @@ class Endpoint:
         log.error("handler crashed", **where, exc_info=error)
         if not substream.refuse(500):
             substream.reset(INTERNAL_ERROR)
-
-
-def _causes(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for part in error.exceptions:
-            yield from _causes(part)
-    else:
-        yield error
-
-
-def _why(error: OSError) -> str:
-    """The reason alone; trio wraps it in sentences with addresses."""
-    causes = list(_causes(error.__cause__)) if isinstance(error.__cause__, Exception) else []
-    first = next((cause for cause in causes if isinstance(cause, OSError)), error)
-    if first.errno is None or isinstance(first, socket.gaierror):
-        return (first.strerror or str(first)).lower()
-    return os.strerror(first.errno).lower()

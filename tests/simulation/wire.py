@@ -10,7 +10,7 @@ import trio
 from attrs import Factory, define, frozen
 
 from node.chain.servers import ServerAddress, Servers
-from node.network.endpoint import Carriers
+from node.network.carriers import Carriers
 from node.network.substream import Substream
 from tests.simulation.faults import DELAY, Fault, Faults
 
