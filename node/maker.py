@@ -86,7 +86,7 @@ class Maker:
         from node.web.desk_api import desk_router
         from node.web.maker_api import maker_router
         from node.web.node_api import node_routers, show
-        from node.web.views import offer_view
+        from node.web.topics import maker_topics
 
         maker: Maker
         projections: Projections
@@ -130,7 +130,7 @@ class Maker:
         core.supervisor.reporting("oracle-trust", maker._withdraw, [core.oracle])
         projections = Projections(
             core,
-            lambda: {offer.id.hex(): offer_view(offer) for offer in board.standing()},
+            partial(maker_topics, maker, policy),
             lambda position: show(core, None, position, dict(core.broadcaster.status())),
         )
         if api_socket is not None or stage is not None:

@@ -21,18 +21,25 @@ from node.clock import Clock
 from node.core import Core
 from node.health import UNREPORTED, UP, Report
 from node.position.state import Position
+from node.supervision import Supervisor
 from node.wallet.interface import Balance, Coin, Wallet
 from node.web.views import quote_view
 from protocols.errors import WorldError
 
 T = TypeVar("T")
 View = dict[str, Any]
+Topics = Mapping[str, Mapping[str, Any]]
+"""What is shown, by topic and key."""
 
 ANSWER_WITHIN = 5.0
 """Seconds that a part has to answer before what was last known of it is shown."""
 LOOK_EVERY = 5.0
 """Seconds between looks at sources that do not tell when they change, and at ages that go stale."""
 PATIENCE = 60.0
+LOOK_OFTEN = 0.5
+"""The same, at what is in memory and cheap to look at."""
+GONE_KEPT = 500
+"""Of values that are gone, so many at least are remembered, for readers who may not know yet."""
 BREATH = 0.1
 """Seconds from one change of a busy source to the next look at it."""
 
@@ -97,6 +104,9 @@ class Board:
     def __init__(self) -> None:
         self.number = 0
         """Of the newest change."""
+        self.forgotten = 0
+        """Who read up to an earlier number may have missed that something is gone."""
+        self._gone = 0  # entries that are kept to tell so
         self._entries: OrderedDict[tuple[str, str], Entry] = OrderedDict()  # the newest change last
         self._changed = trio.Event()
 
@@ -144,11 +154,23 @@ class Board:
             await self._changed.wait()
 
     def _set(self, topic: str, key: str, value: Any) -> None:
+        before = self._entries.get((topic, key))
+        self._gone += (value is None) - (before is not None and before.value is None)
+        if self._gone > 2 * GONE_KEPT:
+            self._forget()
         self.number += 1
         self._entries[topic, key] = Entry(self.number, topic, key, value)
         self._entries.move_to_end((topic, key))
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+    def _forget(self) -> None:
+        """Of what is gone, all but the newest."""
+        gone = [entry for entry in self._entries.values() if entry.value is None][:-GONE_KEPT]
+        for entry in gone:
+            del self._entries[entry.topic, entry.key]
+            self._gone -= 1
+        self.forgotten = max(self.forgotten, *(entry.number for entry in gone))
 
 
 @frozen
@@ -162,11 +184,12 @@ class Money:
 
 
 class Projections:
-    """The read models of one node. `offers` gives what is offered, by key; `show` a position as the API does."""
+    """The read models of one node. `topics` gives what is in memory and cheap to look at; `show` a position as the API
+    does."""
 
-    def __init__(self, core: Core, offers: Callable[[], Mapping[str, View]], show: Callable[[Position], View]) -> None:
+    def __init__(self, core: Core, topics: Callable[[], Topics], show: Callable[[Position], View]) -> None:
         self._core = core
-        self._offers = offers
+        self._topics = topics
         self._show = show
         self._seen: dict[bytes, Position] = {}
         self.board = Board()
@@ -228,9 +251,10 @@ class Projections:
     ) -> NoReturn:
         """Keep the board in step, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(follow_health, self._core, self.board)
+            nursery.start_soon(follow_health, self._core.supervisor, self._core.clock, self.board)
             nursery.start_soon(self._follow, self._position_changes, self._put_positions)
             nursery.start_soon(self._follow, self._tips, self._put_tip)
+            nursery.start_soon(self._look_often)
             for symbol in self._core.feeds:
                 nursery.start_soon(self._follow, partial(self._quotes, symbol), self._put_prices)
             task_status.started()
@@ -239,12 +263,17 @@ class Projections:
                 await self._put_tip()
                 await self._put_wallet()
                 await self._put_prices()
-                self.board.put("offers", self._offers())
                 self.board.put("clock", self._clock_view())
                 report.fresh()
                 report.beat()
                 await trio.sleep(LOOK_EVERY)
         raise AssertionError("the loop above has no end")
+
+    async def _look_often(self) -> NoReturn:
+        while True:
+            for topic, values in self._topics().items():
+                self.board.put(topic, values)
+            await trio.sleep(LOOK_OFTEN)
 
     async def _follow(
         self, changes: Callable[[], AsyncGenerator[object, None]], put: Callable[[], Awaitable[None]]
@@ -289,6 +318,7 @@ class Projections:
             if self._seen.get(position.id) is not position:
                 self._seen[position.id] = position
                 self.board.put_one("positions", position.id.hex(), self._show(position))
+                await trio.lowlevel.checkpoint()  # they may be many, and others have something to do
         for gone in self._seen.keys() - {position.id for position in known.value}:  # archived
             del self._seen[gone]
             self.board.put_one("positions", gone.hex(), None)
@@ -322,11 +352,11 @@ class Projections:
         return {"clock": {"offset": self._core.clocks.offset(), "problem": self._core.clocks.problem() or None}}
 
 
-async def follow_health(core: Core, board: Board) -> None:
+async def follow_health(supervisor: Supervisor, clock: Clock, board: Board) -> None:
     """Keep the services' records on the board; each reader of the feed does, so that it needs no service for it."""
-    async with aclosing(core.supervisor.changes()) as changes:
+    async with aclosing(supervisor.changes()) as changes:
         async for records in changes:
-            now = core.clock.now()
+            now = clock.now()
             board.put("health", {record.name: _lasting(record.as_json(now)) for record in records})
             await trio.sleep(BREATH)
 

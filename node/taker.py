@@ -87,6 +87,7 @@ class Taker:
         from node.web.close_api import taker_close_router
         from node.web.node_api import node_routers, show
         from node.web.taker_api import taker_router
+        from node.web.topics import taker_topics
 
         taker: Taker
         projections: Projections
@@ -121,7 +122,7 @@ class Taker:
         taker.settlements = core.supervisor.reporting("settlements", taker.settler.run, [core.positions])
         projections = Projections(
             core,
-            taker.offers_view,
+            partial(taker_topics, taker),
             lambda position: show(core, taker.schedule.view, position, dict(core.broadcaster.status())),
         )
         if api_socket is not None or stage is not None:

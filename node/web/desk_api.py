@@ -51,60 +51,60 @@ def desk_router(desk: Desk, configured: Policy) -> APIRouter:
     ) -> dict[str, Any]:
         """What waits for a word, the oldest first, and the `number` of this answer; with `wait`, once there is news."""
         await desk.news(after, wait)
-        return {"number": desk.number, "requests": [_request_view(each) for each in desk.waiting.values()]}
+        return {"number": desk.number, "requests": [request_view(each) for each in desk.waiting.values()]}
 
     @router.post("/requests/{request_id}/accept")
     async def accept(request_id: HexId, said: Acceptance | None = None) -> dict[str, Any]:
         """409 if the rules no longer allow it: the request waits on."""
         words = Said() if said is None else Said(said.funding_rate, said.price)
-        return _request_view(desk.accept(bytes.fromhex(request_id), words))
+        return request_view(desk.accept(bytes.fromhex(request_id), words))
 
     @router.post("/requests/{request_id}/reject")
     async def reject(request_id: HexId, refusal: Refusal | None = None) -> dict[str, Any]:
-        return _request_view(desk.reject(bytes.fromhex(request_id), _sentence(refusal)))
+        return request_view(desk.reject(bytes.fromhex(request_id), _sentence(refusal)))
 
     @router.get("/orders")
     async def orders() -> list[dict[str, Any]]:
         """The orders among what waits."""
-        return [_request_view(each) for each in desk.waiting_orders()]
+        return [request_view(each) for each in desk.waiting_orders()]
 
     @router.post("/orders/{order_id}/accept")
     async def accept_order(order_id: HexId) -> dict[str, Any]:
-        return _request_view(desk.accept(desk.waiting_order(bytes.fromhex(order_id)).id, Said()))
+        return request_view(desk.accept(desk.waiting_order(bytes.fromhex(order_id)).id, Said()))
 
     @router.post("/orders/{order_id}/reject")
     async def reject_order(order_id: HexId, refusal: Refusal | None = None) -> dict[str, Any]:
-        return _request_view(desk.reject(desk.waiting_order(bytes.fromhex(order_id)).id, _sentence(refusal)))
+        return request_view(desk.reject(desk.waiting_order(bytes.fromhex(order_id)).id, _sentence(refusal)))
 
     @router.get("/policy")
     async def policy() -> dict[str, Any]:
         """What is in force, and which parts of it the configuration says otherwise, so that a restart undoes them."""
-        return _policy_view(desk.policy, configured)
+        return policy_view(desk.policy, configured)
 
     @router.patch("/policy")
     async def change_policy(said: Policy) -> dict[str, Any]:
         """Changes what is named, until the node is restarted; of values by symbol, those symbols alone."""
         desk.policy = desk.policy.changed(said)
-        return _policy_view(desk.policy, configured)
+        return policy_view(desk.policy, configured)
 
     @router.get("/rates")
     async def rates() -> dict[str, Any]:
         """By symbol the funding rate that was set, with its age, or the configured one, or neither: then a position
         is rolled over at the rate that it opened with."""
-        return {symbol: _rate_view(desk, symbol) for symbol in desk.feeds}
+        return {symbol: rate_view(desk, symbol) for symbol in desk.feeds}
 
     @router.put("/rates/{symbol}")
     async def set_rate(symbol: Symbol, said: RateIn) -> dict[str, Any]:
         """In force from now on, until it is `rate_max_age` old; then nothing is opened or rolled over before it is set
         anew, or withdrawn. A restart forgets it."""
         desk.rates[symbol] = SetRate(said.funding_rate, desk.clock.now())
-        return _rate_view(desk, symbol)
+        return rate_view(desk, symbol)
 
     @router.delete("/rates/{symbol}")
     async def withdraw_rate(symbol: Symbol) -> dict[str, Any]:
         if desk.rates.pop(symbol, None) is None:
             raise NotFound("no_such_rate", f"no funding rate of {symbol} was set")
-        return _rate_view(desk, symbol)
+        return rate_view(desk, symbol)
 
     return router
 
@@ -116,7 +116,7 @@ def _sentence(refusal: Refusal | None) -> str:
     return sentence
 
 
-def _request_view(request: Request[Any]) -> dict[str, Any]:
+def request_view(request: Request[Any]) -> dict[str, Any]:
     order = request.order
     return {
         "id": request.id.hex(),
@@ -135,12 +135,12 @@ def _request_view(request: Request[Any]) -> dict[str, Any]:
     }
 
 
-def _policy_view(policy: Policy, configured: Policy) -> dict[str, Any]:
+def policy_view(policy: Policy, configured: Policy) -> dict[str, Any]:
     view, before = policy.model_dump(), configured.model_dump()
     return {**view, "until_restart": [name for name in view if view[name] != before[name]]}
 
 
-def _rate_view(desk: Desk, symbol: str) -> dict[str, Any]:
+def rate_view(desk: Desk, symbol: str) -> dict[str, Any]:
     said = desk.rates.get(symbol)
     if said is None:
         return {"funding_rate": desk.policy.funding_rate.get(symbol), "since": None, "stale_at": None, "stale": False}

@@ -55,7 +55,7 @@ def maker_router(maker: Maker, projections: Projections) -> APIRouter:
             "address": str(maker.address),
             "exposure": {symbol: exposed[symbol] for symbol in core.feeds},
             "max_exposure": maker.desk.policy.max_exposure,
-            "quoted": [_quoted_view(quoted) for quoted in maker.quoting.all()],
+            "quoted": [quoted_view(quoted) for quoted in maker.quoting.all()],
             "withdrawn": dict(maker.board.held),
             **known.age(core.clock.now()),
         }
@@ -81,7 +81,7 @@ def maker_router(maker: Maker, projections: Projections) -> APIRouter:
         )
         try:
             if said.spread is not None and said.price is None:
-                return _quoted_view(await maker.offers.call(OfferBook.follow, wish, said.spread))
+                return quoted_view(await maker.offers.call(OfferBook.follow, wish, said.spread))
             if said.price is not None and said.spread is None:
                 return offer_view(await maker.offers.call(OfferBook.put, wish, said.price))
         except BadNumber as error:
@@ -96,12 +96,12 @@ def maker_router(maker: Maker, projections: Projections) -> APIRouter:
     @router.delete("/quoted/{symbol}/{side}")
     async def stop_quoting(symbol: str, side: Side) -> dict[str, Any]:
         """No offer of this symbol and maker's side follows the market any more; the one that stands is withdrawn."""
-        return _quoted_view(await maker.offers.call(OfferBook.drop, symbol, side))
+        return quoted_view(await maker.offers.call(OfferBook.drop, symbol, side))
 
     return router
 
 
-def _quoted_view(quoted: Quoted) -> dict[str, Any]:
+def quoted_view(quoted: Quoted) -> dict[str, Any]:
     return {
         "symbol": quoted.pattern.symbol,
         "maker_side": quoted.pattern.side.value,

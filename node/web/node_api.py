@@ -58,7 +58,7 @@ def node_routers(
         health_router(core.supervisor, core.clock, warnings=warnings),
         oracle_router(core),
         backup_router(core),
-        feed_router(core, projections.board),
+        feed_router(core.supervisor, core.clock, projections.board),
         metrics_router(core, projections, measured),
         _node_router(core, projections, rollover),
     ]

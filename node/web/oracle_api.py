@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -30,20 +31,8 @@ def oracle_router(core: Core) -> APIRouter:
     @router.get("/api/v1/oracle")
     async def oracle() -> dict[str, Any]:
         """The oracle's keys, and every event that was attested twice, with where its proof is."""
-        keys = core.setup.oracle_keys
         known = await kept.read()
-        found = known.value
-        contradicted = any(each.announcement.key == keys.attestation_key for each in found)
-        return {
-            "url": core.config.oracle.url,
-            "scheme": keys.scheme,
-            "announcement_key": keys.announcement_key.hex(),
-            "attestation_key": keys.attestation_key.hex(),
-            "contradicted": contradicted,
-            "remedy": REMEDY if contradicted else None,
-            "contradictions": [_contradiction_view(each) for each in found],
-            **known.age(core.clock.now()),
-        }
+        return {**oracle_view(core, known.value), **known.age(core.clock.now())}
 
     @router.get(PROOFS + "/{event:path}")
     async def proof(event: str) -> Response:
@@ -59,6 +48,20 @@ def oracle_router(core: Core) -> APIRouter:
         return _contradiction_view(await core.oracle.call(OracleClient.import_proof, await request.body()))
 
     return router
+
+
+def oracle_view(core: Core, found: Sequence[Contradiction]) -> dict[str, Any]:
+    keys = core.setup.oracle_keys
+    contradicted = any(each.announcement.key == keys.attestation_key for each in found)
+    return {
+        "url": core.config.oracle.url,
+        "scheme": keys.scheme,
+        "announcement_key": keys.announcement_key.hex(),
+        "attestation_key": keys.attestation_key.hex(),
+        "contradicted": contradicted,
+        "remedy": REMEDY if contradicted else None,
+        "contradictions": [_contradiction_view(each) for each in found],
+    }
 
 
 def oracle_contradicted(core: Core, position: Position) -> bool | None:

@@ -44,7 +44,8 @@ def create_app(
     for router in routers:
         app.include_router(router)
     app.state.requests = Requests()
-    return guarded(Counted(app, app.state.requests), access or access_to(sockets, token))
+    app.state.access = access or access_to(sockets, token)
+    return guarded(Counted(app, app.state.requests), app.state.access)
 
 
 def guarded(app: ASGIApp, access: Access) -> ASGIApp:

@@ -6,6 +6,10 @@ import socket
 from node.config import HostPort
 from node.errors import ConfigError
 
+TAKEN_WITHIN = 30.0
+"""Seconds in which a client has to take some of what it is sent; else the system ends its connection. The server itself
+would wait for as long as the client likes."""
+
 
 def bind_api(address: HostPort) -> socket.socket:
     """A listening socket of this machine alone; raises `ConfigError` naming the address when it is taken.
@@ -15,6 +19,8 @@ def bind_api(address: HostPort) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from their listener
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TAKEN_WITHIN * 1000))
         listener.bind((address.host, address.port))
         listener.listen(100)
         listener.setblocking(False)

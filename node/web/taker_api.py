@@ -28,20 +28,7 @@ def taker_router(taker: Taker) -> APIRouter:
     @router.get("/makers")
     async def makers() -> list[dict[str, Any]]:
         """Every maker of the configuration, and what is known of it now."""
-        views = []
-        for identity, service in taker.links.items():
-            view: dict[str, Any] = {"identity": identity.hex(), "state": service.state.value}
-            view["reason"] = service.health.reason
-            if service.health.up:
-                with service.lent() as link:
-                    view |= {
-                        "address": str(link.address),
-                        "agent": f"{link.identity.agent} {link.identity.version}",
-                        "protocols": list(link.identity.protocols),
-                        "latency": link.latency,
-                    }
-            views.append(view)
-        return views
+        return [maker_view(taker, identity) for identity in taker.links]
 
     @router.get("/offers")
     async def offers() -> list[dict[str, Any]]:
@@ -63,3 +50,19 @@ def taker_router(taker: Taker) -> APIRouter:
         return {"order_id": order_id.hex(), "position": f"/api/v1/positions/{order_id.hex()}"}
 
     return router
+
+
+def maker_view(taker: Taker, identity: bytes) -> dict[str, Any]:
+    """A maker, and what is known of it now; `latency` in seconds."""
+    service = taker.links[identity]
+    view: dict[str, Any] = {"identity": identity.hex(), "state": service.state.value}
+    view["reason"] = service.health.reason
+    if service.health.up:
+        with service.lent() as link:
+            view |= {
+                "address": str(link.address),
+                "agent": f"{link.identity.agent} {link.identity.version}",
+                "protocols": list(link.identity.protocols),
+                "latency": link.latency,
+            }
+    return view
