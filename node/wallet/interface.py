@@ -274,11 +274,13 @@ async def run_wallet(
     task_status: trio.TaskStatus[Wallet] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """A wallet's life as a service: a `sync` whenever `news` returns (a new tip), and every so many seconds. It is up
-    once it has seen the chain, now or in an earlier life.
+    once it has seen the chain, now or in an earlier life: what it knew then has its age.
 
-    A sync that fails degrades it only: what it knew keeps its age, and signing needs no server.
+    A sync that fails degrades it only, and signing needs no server.
     """
-    started = False
+    started = wallet.as_of is not None
+    if started:
+        task_status.started(wallet)
     while True:
         try:
             await wallet.sync()

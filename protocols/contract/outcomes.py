@@ -5,8 +5,9 @@ can cover. Both peers generate the same list for themselves; it is never sent.
 """
 
 from collections.abc import Iterable, Iterator
+from math import ceil, floor
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from .numbers import DIGITS, PRICE_LIMIT, parse_tolerance
 from .payout import Payout
@@ -33,6 +34,10 @@ class Outcome:
     settlement: bool
     """Of the last event: the CET carries the settlement lock, else the liquidation lock."""
 
+    def of(self, event: int) -> "Outcome":
+        """The same of another event."""
+        return Outcome(event, self.digits, self.low, self.high, self.long, self.settlement)
+
     def timelock(self, terms: Terms) -> int:
         """Blocks after the commit's confirmation before which the CET is not valid."""
         return terms.timelocks.settlement if self.settlement else terms.timelocks.liquidation
@@ -58,8 +63,8 @@ def outcomes(terms: Terms, events: int) -> list[Outcome]:
     if events < 1:
         raise ValueError(f"a contract has at least one event, not {events}")
     regions = liquidation_regions(terms)
-    early = [evolve(region, event=event) for event in range(events - 1) for region in regions]
-    return early + [evolve(outcome, event=events - 1) for outcome in settlement_outcomes(terms)]
+    early = [region.of(event) for event in range(events - 1) for region in regions]
+    return early + [outcome.of(events - 1) for outcome in settlement_outcomes(terms)]
 
 
 def settlement_outcomes(terms: Terms) -> list[Outcome]:
@@ -73,17 +78,19 @@ def settlement_outcomes(terms: Terms) -> list[Outcome]:
     near = int(payout.pool * parse_tolerance(terms.tolerance_near, "tolerance_near"))
     far = int(payout.pool * parse_tolerance(terms.tolerance_far, "tolerance_far"))
 
-    def split(digits: str, low: int, high: int) -> Iterator[Outcome]:
-        at_low, at_high = payout.long(low), payout.long(high)
-        tolerance = near if 5 * high >= 4 * reference and 5 * low <= 6 * reference else far
+    near_from, near_to = ceil(reference * 4 / 5), floor(reference * 6 / 5)
+    pieces = []
+    waiting = [("", 0, PRICE_LIMIT - 1, payout.long(0), payout.long(PRICE_LIMIT - 1))]
+    while waiting:
+        digits, low, high, at_low, at_high = waiting.pop()
+        tolerance = near if high >= near_from and low <= near_to else far
         if digits and at_high - at_low <= tolerance:
-            yield Outcome(0, digits, low, high, (at_low + at_high + 1) // 2, settlement=True)
+            pieces.append(Outcome(0, digits, low, high, (at_low + at_high + 1) // 2, settlement=True))
         else:
             middle = (low + high + 1) // 2
-            yield from split(digits + "0", low, middle - 1)
-            yield from split(digits + "1", middle, high)
-
-    return list(split("", 0, PRICE_LIMIT - 1))
+            waiting.append((digits + "1", middle, high, payout.long(middle), at_high))
+            waiting.append((digits + "0", low, middle - 1, at_low, payout.long(middle - 1)))
+    return pieces
 
 
 def liquidation_regions(terms: Terms) -> list[Outcome]:

@@ -149,9 +149,10 @@ def contracts(
     peer: bytes = PEER,
     oracle: Oracle | None = None,
     coins: Sequence[tuple[FundingInput, FundingInput]] | None = None,
+    scripts: Callable[[int], tuple[bytes, bytes]] | None = None,
 ) -> list[Contract]:
     """So many, each rolled over as often as makes `events` of all. `coins`: ours and the peer's of each, of `COIN`
-    satoshis to `COIN_SCRIPT`; made up unless given."""
+    satoshis to `COIN_SCRIPT`; `scripts`: where our change and payout of each go; made up unless given."""
     oracle = oracle or Oracle()
     rolled = max(0, events // positions - EVENTS_OF_A_SETUP) // EVENTS_OF_A_ROLLOVER
     opened = now - rolled * DAY
@@ -162,6 +163,9 @@ def contracts(
         salts = _secret("salt", number, 0), _secret("peer's salt", number, 0)
         own_coin, peer_coin = coins[number] if coins is not None else (_coin(number, "own"), _coin(number, "peer"))
         own = _party(_keys(seed, salts[0], salts[0], order_id, 0), own_coin, number, "own")
+        if scripts is not None:
+            change, payout = scripts(number)
+            own = evolve(own, change_script=change, payout_script=payout)
         others = _party(_keys(PEER_SEED, salts[1], salts[1], order_id, 0), peer_coin, number, "peer")
         maker, taker = (own, others) if role is Role.MAKER else (others, own)
         announced = oracle.announcements(offer.symbol, opened)
