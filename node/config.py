@@ -161,8 +161,10 @@ def _list(value: object) -> object:
 
 
 Directory = Annotated[Path, BeforeValidator(_named), AfterValidator(_at_home)]
+File = Directory
 DataDirectory = Annotated[Directory, Field(validate_default=True)]
 Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_list)]
 LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
 Key = Annotated[str, BeforeValidator(_key)]
 Url = Annotated[str, BeforeValidator(_url)]
@@ -260,6 +262,18 @@ class BackupTable(_Table):
     """A directory; ``backup`` in the data directory unless given. Better one on another disk."""
 
 
+class PeersTable(_Table):
+    """Who may connect, and how peers are dialled (docs/transport.md)."""
+
+    allow: File | None = None
+    """A file with the ids of the only peers that may connect, read again when it changes; unless given, all may."""
+    block: File | None = None
+    """A file with the ids of peers that may not connect, and are not dialled."""
+    proxy: Address | None = None
+    """A SOCKS5 proxy through which peers are dialled; onion addresses need one."""
+    proxy_for: Literal["all", "onions"] = "all"
+
+
 class RegtestTable(_Table):
     """What a regtest world says of itself in its ``world.toml``."""
 
@@ -295,6 +309,7 @@ class NodeConfig(_Table):
     cooperative_spend: bool = True
     """Whether a published commit is spent together with the peer once the oracle spoke: neither waits for its lock."""
     backup: BackupTable = BackupTable()
+    peers: PeersTable = PeersTable()
     log: LogTable = LogTable()
     genesis: Key = ""
     """The hash of the chain's first block; where it is given, it must be the network's."""
@@ -358,6 +373,8 @@ class MakerConfig(NodeConfig):
 
     listen: Address
     """Where takers connect."""
+    listen_also: Addresses = ()
+    """Where else they do."""
     public: Address | None = None
     """What takers are told to dial, if it is not `listen`."""
     lot: Positive = SYMBOLS["BTCUSD"].lot
@@ -399,6 +416,7 @@ class TakerConfig(NodeConfig):
     ports = {"api": 9821}
 
     makers: PeerAddresses = ()
+    """Several addresses of one maker are tried in this order."""
     rollover: RolloverTable = RolloverTable()
     close_band: Band = "0.001"
     """The part of the price by which a close may be worse than the newest quote; the limit that is suggested."""

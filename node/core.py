@@ -27,6 +27,7 @@ from node.health import Report
 from node.network.address import Identity
 from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
+from node.network.lists import PeerLists
 from node.networks import NETWORKS, Network
 from node.oracle import client as oracle_client
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
@@ -159,7 +160,7 @@ def build(
         oracle=oracle,
         clocks=clocks,
         feeds=_feeds(supervisor, config, clocks) if seams.feeds is None else seams.feeds(clock),
-        endpoint=_endpoint(supervisor, config, partial(seams.endpoint, identity), role),
+        endpoint=_endpoint(supervisor, config, partial(seams.endpoint, identity, config), role),
         setup=SetupNode(
             clock=clock,
             oracle_keys=oracle_keys,
@@ -257,8 +258,12 @@ def _feeds(supervisor: Supervisor, config: NodeConfig, clocks: ClockCheck) -> Fe
 def _endpoint(
     supervisor: Supervisor, config: NodeConfig, make: Callable[[], Endpoint], role: PeerRole
 ) -> Service[Endpoint]:
+    lists = PeerLists(config.peers.allow, config.peers.block)
+
     async def run(*, report: Report, task_status: trio.TaskStatus[Endpoint]) -> None:
         endpoint = make()
+        # as last read, from its first moment on; before they were, nobody is allowed who has to be on one
+        endpoint.admit(lists.allow, lists.block)
 
         def who(_: object) -> tuple[Dialogue[object], Host]:
             own = identify.Identity("cfdnode", VERSION, endpoint.paths, config.network, role)
@@ -268,7 +273,14 @@ def _endpoint(
         endpoint.handle(identify.PROTOCOL.path, answering(identify.PROTOCOL, who))
         await endpoint.run(report=report, task_status=task_status)
 
-    return supervisor.reporting("network", run)
+    async def watch_lists(*, report: Report, task_status: trio.TaskStatus[None]) -> None:
+        with network.lent() as endpoint:
+            await lists.run(endpoint, report=report, task_status=task_status)
+
+    network = supervisor.reporting("network", run)
+    if config.peers.allow or config.peers.block:
+        supervisor.reporting("peer-lists", watch_lists, [network])
+    return network
 
 
 def _keep_contracts(core: Core, seed: Seed, monitor: Monitor) -> None:

@@ -163,7 +163,10 @@ class Maker:
                 if path not in endpoint.paths:
                     endpoint.handle(path, handler)
             host, port = self.config.listen.host, self.config.listen.port
-            await endpoint.serve(host, port, report=report, task_status=task_status)
+            async with trio.open_nursery() as nursery:
+                for other in self.config.listen_also:
+                    await nursery.start(endpoint.serve, other.host, other.port)
+                await endpoint.serve(host, port, report=report, task_status=task_status)
 
     async def _withdraw(self, *, report: Report, task_status: trio.TaskStatus[None]) -> None:
         """Offer nothing any more once the oracle has contradicted itself; whoever offers anew is refused."""

@@ -28,6 +28,7 @@ from node.eventstore.interface import EventStore
 from node.eventstore.sqlite import run_store
 from node.health import UNREPORTED, Report
 from node.network.address import Identity
+from node.network.carriers import Socks5
 from node.network.endpoint import Endpoint
 from node.prices import Feed
 from node.supervision import ReportingRun
@@ -107,6 +108,13 @@ def _electrum(config: NodeConfig) -> Servers:
     return Servers(config.electrum)
 
 
+def _endpoint(identity: Identity, config: NodeConfig) -> Endpoint:
+    proxy = config.peers.proxy
+    if proxy is None:
+        return Endpoint(identity)
+    return Endpoint(identity, carriers=Socks5(proxy.host, proxy.port, config.peers.proxy_for == "onions"))
+
+
 @frozen(kw_only=True)
 class Seams:
     """The defaults are a node on a machine of its own."""
@@ -126,7 +134,7 @@ class Seams:
     """What carries the questions to the oracle; None: TCP."""
     feeds: Callable[[Clock], Mapping[str, Feed]] | None = None
     """By symbol; None: the configured exchange's."""
-    endpoint: Callable[[Identity], Endpoint] = Endpoint
+    endpoint: Callable[[Identity, NodeConfig], Endpoint] = _endpoint
     compute: Callable[[Callable[..., Any], tuple[object, ...]], Awaitable[Any]] = in_worker_process
     """Where heavy pure functions run."""
     raise_bugs: bool = False

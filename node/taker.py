@@ -16,7 +16,7 @@ from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
 from node.health import Report, stay
 from node.metrics import Measured, serve_metrics
-from node.network.address import PeerAddress
+from node.network.address import PeerAddress, PeerId
 from node.network.connection import Connection
 from node.network.conversation import Host, speak
 from node.position.book import Positions
@@ -110,10 +110,12 @@ class Taker:
         )
         taker = cls(core, config)
         taker.schedule = Schedule(RolloverNode(core.setup, core.feeds), config.rollover, taker.connections.get)
-        for text in config.makers:
-            address = PeerAddress.parse(text)
-            taker.links[address.peer.key] = core.supervisor.reporting(
-                f"maker-{address.peer.short}", partial(taker._keep_link, address), [core.endpoint]
+        makers: dict[PeerId, list[PeerAddress]] = {}
+        for address in map(PeerAddress.parse, config.makers):
+            makers.setdefault(address.peer, []).append(address)
+        for peer, addresses in makers.items():
+            taker.links[peer.key] = core.supervisor.reporting(
+                f"maker-{peer.short}", partial(taker._keep_link, *addresses), [core.endpoint]
             )
         taker._trades = core.supervisor.reporting("setups", _run_nursery, [core.positions])
         taker._rollovers = core.supervisor.reporting("rollovers", taker.schedule.run, [core.positions])
@@ -154,12 +156,12 @@ class Taker:
     # --- the link to a maker ------------------------------------------------------------------------------------------
 
     async def _keep_link(
-        self, address: PeerAddress, *, report: Report, task_status: trio.TaskStatus[MakerLink]
+        self, address: PeerAddress, *others: PeerAddress, report: Report, task_status: trio.TaskStatus[MakerLink]
     ) -> None:
         """One connection's life: who is it, what does it offer, how far is it."""
         with self.core.endpoint.lent() as endpoint:
             try:
-                connection = await endpoint.dial(address)
+                connection = await endpoint.dial(address, *others)
             except LocalError as error:
                 raise NeedsUser(error.sentence, "correct the maker's address in the configuration") from error
             except RemoteError as error:

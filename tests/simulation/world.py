@@ -282,7 +282,7 @@ class Life:
             backup = Backup(player.backup, seal, Owner("regtest", player.config.role), self.clock, salts, at_once)
             await run_backup(backup, report=report, task_status=task_status)
 
-        def endpoint(identity: Identity) -> Endpoint:
+        def endpoint(identity: Identity, _: NodeConfig) -> Endpoint:
             kind = substreams(self, world.faults)
             return Endpoint(identity, entropy=draw.randbytes, carriers=carriers, substream=kind)
 
