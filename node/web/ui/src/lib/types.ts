@@ -1,0 +1,184 @@
+/** What the API says. Amounts are whole satoshis, prices and rates decimal strings, times seconds since 1970. */
+
+export type Side = "long" | "short";
+
+export interface Problem {
+  code: string;
+  sentence: string;
+}
+
+export interface Quote {
+  symbol: string;
+  bid: string | null;
+  ask: string | null;
+  at: number | null;
+  received_at: number | null;
+  stale: boolean;
+  stale_at: number | null;
+  reason: string | null;
+}
+
+export interface Offer {
+  id: string;
+  symbol: string;
+  maker_side: Side;
+  taker_side: Side;
+  price: string;
+  min_quantity: number;
+  max_quantity: number;
+  lot: number;
+  leverages: number[];
+  maker_leverage: number;
+  opening_fee: number;
+  funding_rate: string;
+  fee_rate: number;
+  created: number;
+  stale_at: number;
+  /** Of the taker's view alone. */
+  maker?: string;
+  as_of?: number;
+  stale?: boolean;
+  reason?: string | null;
+}
+
+export interface MakerLink {
+  identity: string;
+  state: string;
+  reason: string | null;
+  address?: string;
+  agent?: string;
+  protocols?: string[];
+  latency?: number | null;
+}
+
+export interface Wallet {
+  confirmed: number;
+  pending: number;
+  reserved: number;
+  margin_locked: number;
+  kept_for_fees: number | null;
+  height: number | null;
+  coins: number;
+  as_of: number;
+  stale: boolean;
+  reason: string | null;
+}
+
+export interface Cause {
+  service: string;
+  reason: string;
+}
+
+export interface Service {
+  name: string;
+  state: string;
+  since: number;
+  reason: string | null;
+  next_try: number | null;
+  remedy: string | null;
+  data_at: number | null;
+  needs: string[];
+  causes: Record<string, unknown>[];
+  repairs: Record<string, unknown>[];
+  actions: string[];
+  bugs: number;
+  [more: string]: unknown;
+}
+
+export interface Contract {
+  index: number;
+  expiry: number;
+  event: string;
+  oracle: string;
+  cets: number;
+  lock_txid: string;
+  lock_height: number | null;
+  commit_txid: string;
+  commit_height: number | null;
+  commit_reason: string | null;
+  terms: {
+    price: string;
+    quantity: number;
+    maker_leverage: number;
+    taker_leverage: number;
+    fee_rate: number;
+    [more: string]: unknown;
+  };
+  broadcasts: Record<string, { at: number; refused: string | null }>;
+}
+
+export interface Rollover {
+  contracts: number;
+  funding_rate: string | null;
+  under_way: number | null;
+  refusal: Problem | null;
+  [more: string]: unknown;
+}
+
+export interface Closing {
+  stage: "asked" | "refused" | "half signed" | "signed";
+  price: string;
+  limit: string | null;
+  pays: number;
+  commit_at: number | null;
+  signed_at: number | null;
+  txid: string | null;
+  refusal: Problem | null;
+}
+
+export interface Settlement {
+  event: string;
+  price: string | number | null;
+  maker_payout: number;
+  taker_payout: number;
+  liquidated: Side | null;
+  cet_txid: string;
+  spend_txid: string | null;
+}
+
+export interface Paid {
+  kind: string;
+  txid: string;
+  maker_payout: number;
+  taker_payout: number;
+  payout: number;
+  final: boolean;
+  height: number | null;
+}
+
+export interface Position {
+  order_id: string;
+  state: string;
+  placed_at: number;
+  changed_at: number;
+  role: "maker" | "taker";
+  counterparty: string;
+  symbol: string;
+  side: Side;
+  quantity: number;
+  price: string;
+  taker_leverage: number;
+  refusal: Problem | null;
+  margin?: number;
+  pool?: number;
+  account?: number;
+  liquidation_price?: string | null;
+  contract: Contract | null;
+  rollover: Rollover | null;
+  closing: Closing | null;
+  settlement: Settlement | null;
+  paid: Paid | null;
+  recovered: boolean;
+  overridden: boolean;
+  archived_at?: number;
+  [more: string]: unknown;
+}
+
+export interface NodeInfo {
+  version: string;
+  network: string;
+  identity: string;
+  time: number;
+  calendar: number;
+  [more: string]: unknown;
+}
