@@ -21,6 +21,7 @@ from node.clock import Clock
 from node.core import Core
 from node.health import UNREPORTED, UP, Report
 from node.position.state import Position
+from node.price_history import PriceHistory
 from node.supervision import Supervisor
 from node.wallet.interface import Balance, Coin, Wallet
 from node.web.views import quote_view
@@ -193,6 +194,8 @@ class Projections:
         self._show = show
         self._seen: dict[bytes, Position] = {}
         self.board = Board()
+        self.history = {symbol: PriceHistory() for symbol in core.feeds}
+        """By symbol, since the node's start."""
         self.positions = Kept(core.clock, self._ask_positions)
         self.money = Kept(core.clock, self._ask_money, lambda money: money.balance.as_of)
         self.tip = Kept(core.clock, self._ask_tip)
@@ -307,6 +310,7 @@ class Projections:
         quote = None
         while True:
             quote = await self._core.feeds[symbol].after(quote)
+            self.history[symbol].take(quote)
             yield quote
 
     async def _put_positions(self) -> None:

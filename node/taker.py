@@ -11,6 +11,7 @@ import trio
 from attrs import Factory, define, field
 
 from node.causes import leaves
+from node.close_price import is_worse
 from node.config import TakerConfig
 from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
@@ -33,8 +34,8 @@ from node.start import Stage
 from node.supervision import Service
 from node.web.views import offer_view
 from protocols import contract_setup, identify, offers, ping, positions
-from protocols.contract.numbers import BadNumber, parse_tolerance
-from protocols.contract.terms import TOLERANCE_FAR, TOLERANCE_NEAR, Role
+from protocols.contract.numbers import BadNumber, parse_price, parse_tolerance
+from protocols.contract.terms import TOLERANCE_FAR, TOLERANCE_NEAR, Role, Side, Terms
 from protocols.contract_setup import Order
 from protocols.errors import CodedError, LocalError, PeerGone, RemoteError, WorldError
 from protocols.identify import PeerRole
@@ -96,7 +97,7 @@ class Taker:
         def routers(core: Core) -> list[APIRouter]:
             return [
                 *node_routers(core, projections, measured, taker.schedule.view),
-                taker_router(taker),
+                taker_router(taker, projections),
                 taker_close_router(taker),
             ]
 
@@ -252,8 +253,19 @@ class Taker:
         """
         self.core.setup.check_ready()
         link, offer = self._find(maker, offer_id)
+        self.check(offer, quantity, leverage)
+        order = Order(self.core.setup.entropy(ID_LENGTH), offer, quantity, leverage)
+        with self._trades.lent() as nursery:  # first: an order on record that nobody carries out helps nobody
+            await self.core.positions.call(
+                Positions.execute, order.order_id, place_order(order, Role.TAKER, link.address.peer.key)
+            )
+            nursery.start_soon(self._take, link, order)
+        return order.order_id
+
+    def check(self, offer: Offer, quantity: int, leverage: int) -> Terms:
+        """The terms of such an order. Raises LocalError naming what does not go."""
         if offer.stale(self.core.clock.now()):
-            raise Conflict("stale_offer", f"offer {offer_id.hex()} is older than ten minutes; wait for a new one")
+            raise Conflict("stale_offer", f"offer {offer.id.hex()} is older than ten minutes; wait for a new one")
         if offer.symbol not in self.config.symbols:
             raise Conflict(
                 "other_symbol",
@@ -267,16 +279,36 @@ class Taker:
             )
         check_fineness(offer)
         try:
-            offer.check_order(quantity, leverage)
+            return offer.check_order(quantity, leverage)
         except BadNumber as error:
             raise FieldError(error.field, str(error)) from error
-        order = Order(self.core.setup.entropy(ID_LENGTH), offer, quantity, leverage)
-        with self._trades.lent() as nursery:  # first: an order on record that nobody carries out helps nobody
-            await self.core.positions.call(
-                Positions.execute, order.order_id, place_order(order, Role.TAKER, link.address.peer.key)
-            )
-            nursery.start_soon(self._take, link, order)
-        return order.order_id
+
+    def find(self, maker: bytes | None, symbol: str, side: Side, limit: str) -> tuple[bytes, Offer]:
+        """The best offer there is for who takes that side of the symbol, and its maker, at `limit` or better.
+
+        Raises NotFound, or Conflict (price_moved) if there are only worse ones."""
+        found = [
+            (identity, offer)
+            for identity, service in self.links.items()
+            if maker in (None, identity) and service.health.up
+            for offer in _offers_of(service)
+            if offer.symbol == symbol and offer.side is side.other
+        ]
+        if not found:
+            raise NotFound("no_such_offer", f"no connected maker offers {symbol} to who goes {side.value}")
+        best = min if side is Side.LONG else max
+        identity, offer = best(found, key=lambda each: parse_price(each[1].price))
+        try:
+            if is_worse(side.other, offer.price, limit):  # who closes goes the other way
+                raise Conflict("price_moved", f"limit: {limit} is not offered any more, the best is {offer.price}")
+        except BadNumber as error:
+            raise FieldError(error.field, str(error)) from error
+        return identity, offer
+
+    def offer(self, maker: bytes | None, offer_id: bytes) -> tuple[bytes, Offer]:
+        """That offer, and its maker. Raises NotFound, or WorldError when the maker named is away."""
+        link, offer = self._find(maker, offer_id)
+        return link.address.peer.key, offer
 
     def _find(self, maker: bytes | None, offer_id: bytes) -> tuple[MakerLink, Offer]:
         if maker is not None and maker not in self.links:
@@ -308,6 +340,12 @@ class Taker:
             await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
         except Exception:  # a bug that one setup met is on record, and must not take the others down
             log.exception("bug in a setup", order=order.order_id.hex())
+
+
+def _offers_of(service: Service[MakerLink]) -> tuple[Offer, ...]:
+    with service.lent() as link:
+        return link.offers
+    raise AssertionError("a recalled loan raises")
 
 
 def check_fineness(offer: Offer) -> None:

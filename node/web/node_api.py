@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from attrs import asdict
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +17,9 @@ from node.metrics import Measured
 from node.position.book import Positions
 from node.position.commands import Command, RefusedCommand, force_close, override_recovery
 from node.position.state import Position
+from node.price_history import RESOLUTIONS
 from node.projections import Projections
+from node.values import Symbol
 from node.wallet.interface import Wallet
 from node.web.backup_api import backup_router
 from node.web.feed_api import feed_router
@@ -94,6 +97,23 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
     async def prices() -> dict[str, dict[str, Any]]:
         """By symbol the exchange's last good quote, how old it is, and why it may not be used if it may not."""
         return {symbol: quote_view(feed, core.clock.now()) for symbol, feed in core.feeds.items()}
+
+    @router.get("/prices/{symbol}/history")
+    async def price_history(
+        symbol: Symbol,
+        resolution: Annotated[Literal["10s", "1m", "5m", "15m", "1h"], Query(description="of one candle")] = "1m",
+    ) -> dict[str, Any]:
+        """The middle of bid and ask as candles, the oldest first: at most 500, since the node's start, in memory only.
+
+        There is none for a time without a quote. `time` is when a candle begins, in seconds since 1970."""
+        history = projections.history.get(symbol)
+        candles = history.candles(resolution) if history is not None else ()
+        return {
+            "symbol": symbol,
+            "resolution": resolution,
+            "seconds": RESOLUTIONS[resolution],
+            "candles": [asdict(candle) for candle in candles],
+        }
 
     @router.get("/wallet")
     async def wallet() -> dict[str, Any]:

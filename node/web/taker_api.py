@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node.preview import order_view
+from node.projections import Projections
 from node.taker import Taker
+from node.values import Symbol
 from node.web.node_api import HexId
+from protocols.contract.terms import Side
+from protocols.offers import STALE_AFTER, Offer
 
 
 class OrderIn(BaseModel):
-    """An order from an offer."""
+    """An order: from the offer of that id, or from the best one there is for that symbol and side.
+
+    An offer's id changes whenever it is priced anew; symbol, side and limit stay what the user meant."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    offer_id: str = Field(pattern="^[0-9a-f]{32}$")
+    offer_id: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
+    symbol: Symbol | None = None
+    side: Literal["long", "short"] | None = Field(default=None, description="ours")
+    limit: str | None = Field(default=None, description="USD, the worst price of an offer that is good enough")
     maker: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="whose offer; may be left out")
-    quantity: int = Field(description="contracts")
-    leverage: int = Field(description="ours, one of the offer's choices")
+    quantity: int = Field(description="contracts", ge=1, le=10**12)
+    leverage: int = Field(description="ours, one of the offer's choices", ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        named = [name for name in ("symbol", "side", "limit") if getattr(self, name) is not None]
+        if (self.offer_id is None) != (len(named) == 3) or (self.offer_id is not None and named):
+            raise ValueError("an order names either offer_id, or symbol, side and limit")
+        return self
 
 
-def taker_router(taker: Taker) -> APIRouter:
+def taker_router(taker: Taker, projections: Projections) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
+
+    def find(order: OrderIn) -> tuple[bytes, Offer]:
+        maker = bytes.fromhex(order.maker) if order.maker else None
+        if order.offer_id is not None:
+            return taker.offer(maker, bytes.fromhex(order.offer_id))
+        assert order.symbol is not None
+        assert order.limit is not None
+        return taker.find(maker, order.symbol, Side(order.side), order.limit)
 
     @router.get("/makers")
     async def makers() -> list[dict[str, Any]]:
@@ -42,11 +67,26 @@ def taker_router(taker: Taker) -> APIRouter:
         taker.roll_over(bytes.fromhex(order_id))
         return {"order_id": order_id, "position": f"/api/v1/positions/{order_id}"}
 
+    @router.post("/orders/preview")
+    async def preview(order: OrderIn) -> dict[str, Any]:
+        """What an order would come to, in full, before it is placed: satoshis, with what is paid to us positive.
+
+        Computed as the setup does, on the coins that are free now; `problem` says why it could not be paid for. The
+        `curve` is our payout by price."""
+        maker, offer = find(order)
+        terms = taker.check(offer, order.quantity, order.leverage)
+        money = await projections.money.read()
+        with taker.core.positions.lent() as positions:
+            held = positions.reserved() | taker.core.setup.holds.all()
+        free = [coin.input for coin in money.value.coins if coin.spendable and coin.outpoint not in held]
+        view = order_view(offer, terms, free)
+        return {"offer_id": offer.id.hex(), "maker": maker.hex(), "stale_at": offer.created + STALE_AFTER, **view}
+
     @router.post("/orders", status_code=202)
     async def place(order: OrderIn) -> dict[str, Any]:
         """Place an order. It is on record when this answers; what becomes of it is its position's state."""
-        maker = bytes.fromhex(order.maker) if order.maker else None
-        order_id = await taker.place(maker, bytes.fromhex(order.offer_id), order.quantity, order.leverage)
+        maker, offer = find(order)
+        order_id = await taker.place(maker, offer.id, order.quantity, order.leverage)
         return {"order_id": order_id.hex(), "position": f"/api/v1/positions/{order_id.hex()}"}
 
     return router
