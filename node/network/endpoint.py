@@ -155,15 +155,19 @@ class Endpoint:
         if failed is not None:
             raise failed
 
-    async def aclose(self) -> None:
-        """Listen no more, let the dialogues end, close all connections, and end `run`; cancelled, without waiting."""
+    async def aclose(self, within: float = 5) -> None:
+        """Listen no more, let the dialogues end for so many seconds at most, close all connections, and end `run`.
+
+        Cancelled, it does not wait.
+        """
         nursery = self._running()
         try:
             for scope in self._listening:
                 scope.cancel()
-            async with trio.open_nursery() as draining:
-                for connection in self.connections:
-                    draining.start_soon(connection.drain)
+            with trio.move_on_after(within):
+                async with trio.open_nursery() as draining:
+                    for connection in self.connections:
+                        draining.start_soon(connection.drain)
         finally:
             nursery.cancel_scope.cancel()
 
