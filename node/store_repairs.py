@@ -58,8 +58,8 @@ def store_repairs(
         Repair(
             "move-aside",
             "move the damaged file aside and start with an empty one",
-            "the node forgets all its positions and does nothing for them any more, neither at expiry nor when the peer"
-            " cheats, until they are restored from a backup",
+            "the node forgets its history, and what it keeps of the oracle's word; positions that the backup holds come"
+            " back as recovered, and for all others it does nothing any more, neither at expiry nor when the peer cheats",
             partial(while_down, partial(aside, path)),
         ),
     )

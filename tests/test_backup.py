@@ -359,18 +359,6 @@ async def test_the_file_of_a_position_that_was_archived_is_removed(autojump_cloc
         assert again.backup.state is Up.HEALTHY
 
 
-async def test_positions_that_only_the_backup_knows_are_told_and_kept(autojump_clock: object) -> None:
-    async with kept() as it:
-        await it.remember(Role.MAKER)
-        await trio.testing.wait_all_tasks_blocked()
-        place_ = it.place
-    async with kept(place=place_) as empty:
-        await trio.sleep(1)
-        assert empty.backup.state is Up.DEGRADED
-        assert "cfdnode restore" in empty.backup.health.remedy
-        assert SEAL.name(ORDER_ID) in place_.kept
-
-
 async def test_one_file_of_all_positions(autojump_clock: object, tmp_path: Path) -> None:
     async with kept() as it:
         await it.remember(Role.MAKER)

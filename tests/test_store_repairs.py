@@ -97,12 +97,7 @@ async def test_a_damaged_store_is_shown_and_restored_from_the_backup_or_moved_as
             await taker.sees(store)
             await taker.done("/services/store/repairs/move-aside", confirm=True)
             await taker.sees(lambda: store("healthy"))
-
-            async def none() -> bool:
-                answer = await taker.http.get("/positions")
-                return answer.is_success and answer.json() == []
-
-            await taker.sees(none)
+            await taker.sees(lambda: recovered(taker, order_id))
             assert len(kept_aside(data)) == 2
             not_offered = await refusal(taker, 409, "/services/store/repairs/move-aside", confirm=True)
             assert "is not offered now" in not_offered["detail"]

@@ -18,6 +18,7 @@ import structlog
 import trio
 from attrs import define, field
 
+from node.backup.behind import Comparison
 from node.backup.format import Kept, Record
 from node.backup.service import LOOK_EVERY, REMEDY, Backup
 from node.errors import Disconnected
@@ -69,9 +70,14 @@ class BackupKeeper:
 
     backup: Service[Backup]
     store: Service[EventStore]
+    comparison: Comparison = field(init=False)
+    """Nothing of the backup is replaced before it was compared with the store."""
     _counted: dict[bytes, int] = field(factory=dict)
     """By order id the version with the last event that can be claimed with, as far as this life saw it."""
     _bell: trio.Event = field(factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.comparison = Comparison(self.backup, self.store)
 
     async def before(
         self, position: Position, events: Sequence[Event], new: Sequence[NewEvent], blobs: Sequence[Blob]
@@ -85,6 +91,12 @@ class BackupKeeper:
         after = reduce(evolve, events, position)
         if not matters(after):
             return
+        if self.comparison.unsure_of(position.id):
+            raise WorldError(
+                "backup_failed",
+                "the backup may know more of this position than the store, so nothing was signed: "
+                f"{self.comparison.trouble or 'they are being compared'}",
+            )
         try:
             with self.backup.lent() as backup:
                 now = backup.clock.now()
@@ -104,7 +116,15 @@ class BackupKeeper:
         """They are appended; `position` is what it is now."""
         if all(isinstance(event, PASSING) for event in events):
             return
-        self._counted[position.id] = position.version
+        self.moved(position.id, position.version)
+
+    def moved(self, order_id: bytes, version: int) -> None:
+        """So many events of it are on disk now."""
+        self._counted[order_id] = version
+        self._bell.set()
+
+    def refused(self) -> None:
+        """What `before` put in place was not appended, or nobody knows: it is brought to what the store says."""
         self._bell.set()
 
     async def run(self, positions: Positions) -> NoReturn:
@@ -122,6 +142,8 @@ class BackupKeeper:
 
     async def _bring_up(self, positions: Positions) -> bool:
         """Whether all is in place now, or nothing of it can be."""
+        if self.comparison.behind is None:
+            return False  # it may hold more than the store
         try:
             await self.backup.call(Backup.check)
             for position in positions.all():
@@ -156,6 +178,8 @@ class BackupKeeper:
 
     def _wanted(self, position: Position) -> bool | None:
         """Whether its file is to be written (True) or taken away (False); None when all is as it should be."""
+        if self.comparison.unsure_of(position.id):
+            return None
         with self.backup.lent() as backup:
             in_place = backup.version(position.id)
         if not matters(position):

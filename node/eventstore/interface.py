@@ -57,6 +57,8 @@ class NewEvent:
     blobs: tuple[Blob, ...] = ()
     contents: tuple[bytes, ...] = field(default=(), repr=False)
     """Large parts that other events have in common with this one; `data` names each by its SHA-256."""
+    recorded_at: float | None = None
+    """Of an event that another store had recorded; None: now."""
 
 
 @frozen
@@ -222,6 +224,9 @@ class Backend(ABC):
     def marked(self, marks: Collection[bytes]) -> frozenset[bytes]: ...
 
     @abstractmethod
+    def keep_copy(self, why: str) -> str: ...
+
+    @abstractmethod
     def close(self) -> None: ...
 
 
@@ -355,6 +360,11 @@ class EventStore:
                 self._damage = error
                 self._wanted.set()
                 raise trio.BrokenResourceError("the event store is damaged") from error
+
+    async def keep_copy(self, why: str) -> str:
+        """Keep all that is written now beside the store, for whoever wants to look; gives the place. `why` is part of
+        its name."""
+        return await self._read(partial(self._backend.keep_copy, why))
 
     @property
     def last_id(self) -> int:

@@ -177,7 +177,7 @@ class SqliteBackend(Backend):
             raise WorldError("disk_error", f"{self.path}: its file system cannot hold a write-ahead log")
         self._check(connection)
         if version < SCHEMA_VERSION:
-            self._copy(connection, version)
+            self._copy(connection, f"v{version}")
             self._migrate(connection, version)
             self._check(connection)
 
@@ -198,8 +198,13 @@ class SqliteBackend(Backend):
                 connection.execute("ROLLBACK")
             raise
 
-    def _copy(self, connection: sqlite3.Connection, version: int) -> None:
-        """All of the file as it is, for whoever wants to go back to the program that wrote it."""
+    def keep_copy(self, why: str) -> str:
+        # VACUUM is refused within a transaction, and on a connection that may only read
+        with self._trouble(), contextlib.closing(self._connect(self.path)) as connection:
+            return str(self._copy(connection, why))
+
+    def _copy(self, connection: sqlite3.Connection, why: str) -> Path:
+        """All of the file as it is; of an older schema, for whoever wants to go back to the program that wrote it."""
         made = self.path.with_name(f"{self.path.name}.copying")
         made.unlink(missing_ok=True)
         os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -209,8 +214,10 @@ class SqliteBackend(Backend):
         except BaseException:
             made.unlink(missing_ok=True)
             raise
-        made.rename(_free(self.path, f"v{version}", self._now()))
+        kept = _free(self.path, why, self._now())
+        made.rename(kept)
         _sync(self.path.parent)
+        return kept
 
     def _corrupt(self, problem: str) -> NeedsUser:
         return NeedsUser(
@@ -294,7 +301,8 @@ class SqliteBackend(Backend):
         now = self._now()
         recorded = []
         for position, event in enumerate(events, start=expected_version + 1):
-            values = (stream, position, event.name, event.version, event.data, now)
+            at = now if event.recorded_at is None else event.recorded_at
+            values = (stream, position, event.name, event.version, event.data, at)
             id_ = execute(
                 "INSERT INTO events (stream, position, name, version, data, recorded_at) VALUES (?, ?, ?, ?, ?, ?)",
                 values,

@@ -117,7 +117,8 @@ class Positions:
         except StoreReadOnly as error:
             self.read_only = error
 
-    async def _reload(self, order_id: bytes) -> Position:
+    async def reload(self, order_id: bytes) -> Position:
+        """As it is on disk, where more may be than what this life wrote."""
         loaded = await load_one(self._store, order_id)
         self._take(loaded.position, loaded.points)
         return loaded.position
@@ -138,6 +139,24 @@ class Positions:
 
     def get(self, order_id: bytes) -> Position | None:
         return self._positions.get(order_id)
+
+    def unsure_of(self, order_id: bytes) -> bool:
+        """Whether its record may be older than what was signed, as an old copy of the data directory is: then no commit
+        of it is published."""
+        return self.backup is not None and self.backup.comparison.unsure_of(order_id)
+
+    def tell(self, report: Report) -> None:
+        """Say what is wrong with them."""
+        problems, remedy = list(self.unreadable.values()), REMEDY
+        if self.read_only is not None:
+            problems.insert(0, self.read_only.sentence)
+        if self.backup is not None:
+            remedy = remedy if problems else self.backup.comparison.remedy
+            problems += self.backup.comparison.problems
+        if problems:
+            report.degraded("; ".join(problems), remedy)
+        else:
+            report.recovered()
 
     def check_writable(self) -> None:
         """Raises `WorldError` (``store_read_only``) when no command can be recorded: nothing new may be begun then."""
@@ -217,7 +236,7 @@ class Positions:
         for _ in range(CONFLICT_TRIES):
             position = self._positions.get(order_id)
             if position is None or order_id in self._stale:
-                position = await self._reload(order_id)
+                position = await self.reload(order_id)
             events = command(position)
             if not events:
                 return position
@@ -236,6 +255,8 @@ class Positions:
             except BaseException:
                 # whether it was written is unknown: what is in memory must not be decided upon again
                 self._stale.add(order_id)
+                if self.backup is not None:
+                    self.backup.refused()
                 raise
             for event, each in zip(events, recorded, strict=True):
                 position = evolve(position, event, each.recorded_at)
@@ -366,18 +387,17 @@ async def run_positions(
     with store.lent():
         positions = Positions(store, backup, clock=clock, show=show)
         await positions.load(report)
+        if positions.backup is not None:
+            await positions.backup.comparison.first(positions, report)
         for position in positions.all():
             # A setup is never resumed; a dialogue that still runs is refused its next fact.
             if position.state in (State.ORDERED, State.SETTING_UP) and positions.read_only is None:
                 interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
                 await positions.execute(position.id, interrupted)
-        problems = list(positions.unreadable.values())
-        if positions.read_only is not None:
-            problems.insert(0, positions.read_only.sentence)
-        if problems:
-            report.degraded("; ".join(problems), REMEDY)
+        positions.tell(report)
         async with trio.open_nursery() as nursery:
             if positions.backup is not None:
+                nursery.start_soon(positions.backup.comparison.run, positions, report)
                 nursery.start_soon(positions.backup.run, positions)
             if positions.read_only is None:
                 nursery.start_soon(positions.keep_tidy)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import structlog
 import trio
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from node.chain.broadcast import Broadcaster
 from node.chain.monitor import Monitor
@@ -113,11 +113,12 @@ class ChainKeeper:
 
     async def _let_go(self, positions: Positions, kept: _Kept) -> None:
         """Have nothing broadcast any more that has become too old for it meanwhile."""
-        given_up = False
+        held_back: tuple[bool, bool] | None = None
         while True:
             position = _get(positions, kept)
-            if self._too_late(position, kept) != given_up:
-                given_up = not given_up
+            now = self._too_late(position, kept), positions.unsure_of(position.id)
+            if now != held_back:
+                held_back = now
                 await self._broadcast(positions, kept)
             left = position.out_since + self.after - self.clock.now() if position.state is State.OPENING else LOOK_EVERY
             await trio.sleep(step(left, LOOK_EVERY))
@@ -146,6 +147,8 @@ class ChainKeeper:
         present = position.present
         assert present is not None
         signatures = await positions.signatures(position.id, present.index) if needs_signatures(position) else None
+        if positions.unsure_of(position.id):
+            position = evolve(position, publishing=None)
         return due(position, self.seed, signatures)
 
 

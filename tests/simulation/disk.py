@@ -106,6 +106,9 @@ class Disk(Backend):
     def marked(self, marks: Collection[bytes]) -> frozenset[bytes]:
         return self.platters.marked(marks)
 
+    def keep_copy(self, why: str) -> str:
+        return self.platters.keep_copy(why)
+
     def close(self) -> None:
         pass
 
