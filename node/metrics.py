@@ -1,6 +1,7 @@
 """What a node measures of itself, for Prometheus: read when it is asked for, but for the lateness of the event loop.
 
-Labels hold names of services, states, symbols, routes: nothing secret, and no order's id.
+Labels hold names of services, states, symbols, routes, protocols, and the first 16 digits of connected peers' ids:
+nothing secret, and no order's id.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from node.core import Core
 from node.health import UNREPORTED, Report, State
+from node.network.endpoint import Endpoint
 from node.projections import Projections
+from node.supervision import Service
 from node.web.counted import Requests
 
 EVERY = 1.0
@@ -67,6 +70,7 @@ class NodeCollector:
         yield from self._positions()
         yield from self._money()
         yield from self._world()
+        yield from network_metrics(self._core.endpoint)
         yield from self._process()
 
     def _services(self) -> Iterator[Metric]:
@@ -140,6 +144,51 @@ class NodeCollector:
         for (method, route, status), count in self._requests.items():
             requests.add_metric((method, route, str(status)), count)
         yield requests
+
+
+def network_metrics(network: Service[Endpoint]) -> Iterator[Metric]:
+    """Of the endpoint that is up, from its beginning; of each connection while it is there."""
+    if not network.health.up:
+        return
+    with network.lent() as endpoint:
+        counts, traffic, connections = endpoint.counts, endpoint.traffic, endpoint.connections
+    passed = CounterMetricFamily("cfdnode_network_bytes", "encrypted, on all connections", labels=["direction"])
+    passed.add_metric(["sent"], traffic.sent)
+    passed.add_metric(["received"], traffic.received)
+    opened = CounterMetricFamily("cfdnode_streams_opened", "substreams, by either side", labels=["protocol"])
+    refused = CounterMetricFamily("cfdnode_streams_refused", "by either side", labels=("protocol", "status"))
+    resets = CounterMetricFamily("cfdnode_streams_reset", "by either side; code 0: done", labels=("protocol", "code"))
+    said = CounterMetricFamily("cfdnode_stream_bytes", "of messages", labels=("protocol", "direction"))
+    for protocol, each in traffic.protocols.items():
+        opened.add_metric([protocol], each.opened)
+        for status, count in each.refused.items():
+            refused.add_metric((protocol, str(status)), count)
+        for code, count in each.resets.items():
+            resets.add_metric((protocol, str(code)), count)
+        said.add_metric((protocol, "sent"), each.sent)
+        said.add_metric((protocol, "received"), each.received)
+    yield from (passed, opened, refused, resets, said)
+    for name, what, counter in (
+        ("cfdnode_handshakes_failed", "of those who dialled this node", counts.handshakes_failed),
+        ("cfdnode_dials_failed", "addresses that were dialled in vain", counts.dials_failed),
+        ("cfdnode_peer_offences", "connections ended because the peer broke the protocol", counts.offences),
+    ):
+        failed = CounterMetricFamily(name, what, labels=["cause"])
+        for cause, count in counter.items():
+            failed.add_metric([cause], count)
+        yield failed
+    yield CounterMetricFamily("cfdnode_connections_made", "in either direction", value=counts.connections)
+    up = GaugeMetricFamily("cfdnode_connection_streams", "open now", labels=("peer", "dialled_by"))
+    carried = CounterMetricFamily("cfdnode_connection_bytes", "encrypted", labels=("peer", "dialled_by", "direction"))
+    latency = GaugeMetricFamily("cfdnode_ping_seconds", "of the newest ping", labels=("peer", "dialled_by"))
+    for connection in filter(lambda each: each.usable, connections):  # at most one of a peer and direction
+        who = (connection.peer.short, "us" if connection.dialled else "peer")
+        up.add_metric(who, len(connection.substreams))
+        carried.add_metric((*who, "sent"), connection.counts.sent)
+        carried.add_metric((*who, "received"), connection.counts.received)
+        if connection.latency is not None:
+            latency.add_metric(who, connection.latency)
+    yield from (up, carried, latency)
 
 
 def exposition(collector: NodeCollector) -> bytes:

@@ -38,7 +38,7 @@ class ConnectionCounts:
     """Of one connection, or of several together."""
 
     sent: int = 0
-    """Bytes on the carrier, behind encryption."""
+    """Bytes on the carrier, as encrypted; of the handshake, what leaves with the first bytes behind it."""
     received: int = 0
     protocols: dict[str, ProtocolCounts] = field(factory=dict)
 
