@@ -315,14 +315,19 @@ class NodeConfig(_Table):
     """The hash of the chain's first block; where it is given, it must be the network's."""
     regtest: RegtestTable | None = None
 
+    @classmethod
+    def defaults(cls, network_name: str) -> Tree:
+        """Of the settings whose defaults differ between networks; the name is a known one."""
+        network = NETWORKS[network_name]
+        ports = {field: HostPort("127.0.0.1", port + network.port_offset) for field, port in cls.ports.items()}
+        return {"data": f"~/.cfdnode/{network.name}/{cls.role}", "genesis": network.genesis_hex, **ports}
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Tree) -> Tree:
         name = values.get("network")
-        known = NETWORKS.get(name) if isinstance(name, str) else None
-        network = known or NETWORKS["mainnet"]  # then the name is refused, and it alone
-        defaults = {field: HostPort("127.0.0.1", port + network.port_offset) for field, port in cls.ports.items()}
-        return {"data": f"~/.cfdnode/{network.name}/{cls.role}", "genesis": network.genesis_hex, **defaults, **values}
+        known = isinstance(name, str) and name in NETWORKS
+        return {**cls.defaults(name if known else "mainnet"), **values}  # an unknown name is refused, and it alone
 
     @field_validator("electrum")
     @classmethod

@@ -1,5 +1,6 @@
 """Types of what a configuration file, the environment, a flag or a request of the operator may say."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
@@ -11,6 +12,11 @@ from protocols.contract.symbols import ALLOWED, SYMBOLS
 
 class Sentence(ValueError):
     """What is wrong with a value, as a sentence that shows the value itself."""
+
+
+def without_secrets(text: str) -> str:
+    """Without what stands before the @ of a URL: a user's name, a password, a token."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "(secret)@", text)
 
 
 def _whole(number: object) -> object:

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from node import cli
+from node.cli import running
 from node.clock import Clock
 from node.config import HostPort, MakerConfig, load
 from node.eventstore.lock import lock_directory
@@ -302,7 +303,7 @@ def test_what_a_start_refuses_is_one_line_however_deep_in_nurseries(
         raise error
 
     monkeypatch.setattr("node.regtest.world.run_world", run_world)
-    monkeypatch.setattr(cli, "_set_up_logs", lambda _level, _style: None)
+    monkeypatch.setattr(running, "set_up_logs", lambda _level, _style: None)
     assert refuses("regtest", "--data", tmp_path) == str(error).partition(" [")[0]
 
 
@@ -310,7 +311,7 @@ def test_a_bug_is_no_bad_input() -> None:
     async def buggy() -> None:
         raise ZeroDivisionError
 
-    run: Callable[[Callable[[], Awaitable[object]]], None] = cli._until_told_to_end
+    run: Callable[[Callable[[], Awaitable[object]]], None] = running.until_told_to_end
     with pytest.raises(ExceptionGroup) as caught:
         run(buggy)
     assert caught.group_contains(ZeroDivisionError)

@@ -375,7 +375,7 @@ async def test_a_maker_that_is_back_signs_the_same_again_and_the_taker_broadcast
                 services[name].stop()
 
         looks += [nothing, dies]
-        told = partial(cli.main, ["close", order_id, "--limit", "49000", "--data", str(tmp_path / "taker")])
+        told = partial(cli.main, ["close", order_id, "--limit", "49000", "--yes", "--data", str(tmp_path / "taker")])
         assert await trio.to_thread.run_sync(told) == 0
         assert f"close at {BID}" in capsys.readouterr().out
         closing = await comes_about(this, order_id, "half signed")

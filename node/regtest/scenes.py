@@ -272,7 +272,16 @@ class Trade:
         return f"The maker leaves for good. The taker's node says so: {maker['state']}, {maker['reason']}."
 
     async def force_close(self) -> str:
-        command = [sys.executable, "-m", "node", "force-close", self.orders["short"], "--data", str(self.taker.data)]
+        command = [
+            sys.executable,
+            "-m",
+            "node",
+            "force-close",
+            self.orders["short"],
+            "--yes",
+            "--data",
+            str(self.taker.data),
+        ]
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         if done.returncode != 0:
             raise Failed(f"cfdnode force-close: {done.stderr.decode()}")

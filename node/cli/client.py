@@ -1,0 +1,137 @@
+"""The API of a node, asked from a command line: where it is, its token, and what its answers mean for whoever typed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from attrs import field, frozen
+
+from node import files
+from node.cli.output import progress
+from protocols.errors import LocalError, WorldError
+
+DATA_VARIABLE = "CFDNODE_DATA"
+ANSWERED_WITHIN = 10.0
+REPAIRED_WITHIN = 1800.0
+"""Seconds that a node's API has for its answer; the wallet may have to look through the whole chain."""
+
+
+class OutcomeUnknown(WorldError):
+    """A request may have been taken: its answer did not come."""
+
+
+@frozen
+class Client:
+    """One node. Every question raises LocalError when the node refuses, WorldError when it does not answer."""
+
+    url: str
+    token: str = field(repr=False)
+
+    def get(self, path: str, query: Mapping[str, object] | None = None) -> Any:
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        return self._ask("GET", f"{path}?{urlencode(asked)}" if asked else path)
+
+    def post(
+        self,
+        path: str,
+        said: Mapping[str, object] | None = None,
+        *,
+        key: str | None = None,
+        within: float = ANSWERED_WITHIN,
+    ) -> Any:
+        """With a `key`, the same request again does nothing twice."""
+        return self._ask("POST", path, said, key, within)
+
+    def delete(self, path: str, *, key: str | None = None) -> Any:
+        return self._ask("DELETE", path, None, key)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        said: Mapping[str, object] | None = None,
+        key: str | None = None,
+        within: float = ANSWERED_WITHIN,
+    ) -> Any:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        connection = _connection(self.url, within)
+        sent = False
+        try:
+            with progress(f"asking {self.url}"):
+                connection.connect()
+                sent = True
+                body = json.dumps(said) if said is not None else None
+                connection.request(method, f"/api/v1/{path}", body, headers)
+                response = connection.getresponse()
+                answer = json.loads(response.read() or b"null")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            why = f"{self.url}: no answer from a node: {error}"
+            if sent and method != "GET":
+                again = f"; --key {key} asks again without doing anything twice" if key is not None else ""
+                raise OutcomeUnknown(
+                    "unknown", f"{why}; whether it did what it was asked is not known{again}"
+                ) from None
+            raise WorldError("unreachable", why) from None
+        finally:
+            connection.close()
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            problem = answer if isinstance(answer, dict) else {}
+            raise LocalError(str(problem.get("code", "refused")), str(problem.get("detail", response.reason)))
+        return answer
+
+
+def _connection(url: str, within: float) -> http.client.HTTPConnection:
+    try:
+        place = urlsplit(url)
+        hostname, port = place.hostname, place.port
+        if not hostname or place.scheme not in ("http", "https"):
+            raise ValueError
+    except ValueError:
+        raise LocalError("bad_flags", f"the API's URL {url!r} is not http://host:port") from None
+    if place.scheme == "https":
+        return http.client.HTTPSConnection(hostname, port or 443, timeout=within)
+    return http.client.HTTPConnection(hostname, port or 80, timeout=within)
+
+
+def node_at(command: str, data: Path | None, api: str | None, token_file: Path | None) -> Client:
+    """The node of the flags that every such command has, or of the environment's data directory."""
+    if data is None and (named := os.environ.get(DATA_VARIABLE)):
+        data = Path(named)
+    if data is None and (api is None or token_file is None):
+        raise LocalError("bad_flags", f"{command}: give --data, or --api and --token-file")
+    folder = data or Path()
+    url = api or contents(files.url_file(folder), "is the node running?")
+    return Client(url, contents(token_file or files.token_file(folder), "the node writes it on its first start"))
+
+
+def contents(path: Path, hint: str) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise LocalError("no_node", f"{path}: {reason}; {hint}") from None
+
+
+def order_id_in(text: str) -> str:
+    if re.fullmatch(r"[0-9a-f]{32}", text) is None:
+        raise LocalError("bad_order_id", f"order id {text[:80]!r} is not 32 hex digits in lower case")
+    return text
+
+
+def key_or_new(key: str | None) -> str:
+    """The idempotency key that the user repeats, or a new one."""
+    if key is None:
+        return secrets.token_hex(16)
+    if re.fullmatch(r"[!-~]{1,128}", key) is None:
+        raise LocalError("bad_key", f"--key: {key[:80]!r} is not 1 to 128 printable characters without spaces")
+    return key
