@@ -85,7 +85,8 @@ class Maker:
         from node.web.close_api import maker_close_router
         from node.web.desk_api import desk_router
         from node.web.maker_api import maker_router
-        from node.web.node_api import node_routers, show
+        from node.web.node_api import node_routers, show_lasting
+        from node.web.outlook import Values
         from node.web.topics import maker_topics
 
         maker: Maker
@@ -130,8 +131,8 @@ class Maker:
         core.supervisor.reporting("oracle-trust", maker._withdraw, [core.oracle])
         projections = Projections(
             core,
-            partial(maker_topics, maker, policy),
-            lambda position: show(core, None, position, dict(core.broadcaster.status())),
+            partial(maker_topics, maker, policy, Values(core)),
+            lambda position: show_lasting(core, None, position, dict(core.broadcaster.status())),
         )
         if api_socket is not None or stage is not None:
             projections.serve()

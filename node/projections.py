@@ -39,6 +39,8 @@ LOOK_EVERY = 5.0
 PATIENCE = 60.0
 LOOK_OFTEN = 0.5
 """The same, at what is in memory and cheap to look at."""
+SHOWN_ANEW = 20
+"""Positions at each look."""
 GONE_KEPT = 500
 """Of values that are gone, so many at least are remembered, for readers who may not know yet."""
 BREATH = 0.1
@@ -193,6 +195,7 @@ class Projections:
         self._topics = topics
         self._show = show
         self._seen: dict[bytes, Position] = {}
+        self._turn = 0
         self.board = Board()
         self.history = {symbol: PriceHistory() for symbol in core.feeds}
         """By symbol, since the node's start."""
@@ -323,10 +326,19 @@ class Projections:
                 self._seen[position.id] = position
                 self.board.put_one("positions", position.id.hex(), self._show(position))
                 await trio.lowlevel.checkpoint()  # they may be many, and others have something to do
+        for position in self._in_turn(known.value):
+            self.board.put_one("positions", position.id.hex(), self._show(position))
         for gone in self._seen.keys() - {position.id for position in known.value}:  # archived
             del self._seen[gone]
             self.board.put_one("positions", gone.hex(), None)
         self._put_age("positions", known)
+
+    def _in_turn(self, positions: tuple[Position, ...]) -> list[Position]:
+        """Some of those that go on, to be shown anew: part of what is shown depends on the time and the peer."""
+        live = [position for position in positions if not position.ended]
+        start = self._turn % len(live) if live else 0
+        self._turn += SHOWN_ANEW
+        return (live[start:] + live[:start])[:SHOWN_ANEW]
 
     async def _put_wallet(self) -> None:
         try:

@@ -86,7 +86,8 @@ class Taker:
     ) -> Taker:
         """Not yet running. Raises LocalError when the seed or the data directory cannot be used."""
         from node.web.close_api import taker_close_router
-        from node.web.node_api import node_routers, show
+        from node.web.node_api import node_routers, show_lasting
+        from node.web.outlook import Values
         from node.web.taker_api import taker_router
         from node.web.topics import taker_topics
 
@@ -125,8 +126,8 @@ class Taker:
         taker.settlements = core.supervisor.reporting("settlements", taker.settler.run, [core.positions])
         projections = Projections(
             core,
-            partial(taker_topics, taker),
-            lambda position: show(core, taker.schedule.view, position, dict(core.broadcaster.status())),
+            partial(taker_topics, taker, Values(core)),
+            lambda position: show_lasting(core, taker.schedule.view, position, dict(core.broadcaster.status())),
         )
         if api_socket is not None or stage is not None:
             projections.serve()

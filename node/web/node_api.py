@@ -26,6 +26,7 @@ from node.web.feed_api import feed_router
 from node.web.health_api import health_router
 from node.web.metrics_api import metrics_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
+from node.web.outlook import next_view, transactions_view, value_view
 from node.web.views import archived_view, position_view, quote_view
 
 OVERRIDE_RISK = (
@@ -72,7 +73,23 @@ def show(core: Core, rollover: Rollover | None, position: Position, broadcasts: 
     view = position_view(position, broadcasts)
     if rollover is not None and view["rollover"] is not None:
         view["rollover"] |= rollover(position)
-    return {**view, "oracle_contradicted": oracle_contradicted(core, position)}
+    feed = core.feeds.get(position.offer.symbol) if position.offer is not None else None
+    return {
+        **view,
+        "next": next_view(position, core.clock, view["rollover"]),
+        "transactions": transactions_view(position),
+        "value": value_view(position, feed),
+        "oracle_contradicted": oracle_contradicted(core, position),
+    }
+
+
+def show_lasting(
+    core: Core, rollover: Rollover | None, position: Position, broadcasts: dict[bytes, Attempt]
+) -> dict[str, Any]:
+    """The same for the feed, whose topic `values` has what every quote changes."""
+    view = show(core, rollover, position, broadcasts)
+    del view["value"]
+    return view
 
 
 def _node_router(core: Core, projections: Projections, rollover: Rollover | None) -> APIRouter:

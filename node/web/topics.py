@@ -17,6 +17,7 @@ from node.projections import Topics
 from node.rules import exposure, stakes_of
 from node.web.desk_api import policy_view, rate_view, request_view
 from node.web.oracle_api import oracle_view
+from node.web.outlook import Values
 from node.web.views import offer_view
 from protocols.errors import WorldError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from node.taker import Taker
 
 
-def maker_topics(maker: Maker, configured: Policy) -> Topics:
+def maker_topics(maker: Maker, configured: Policy, values: Values) -> Topics:
     """`configured` is the policy of the configuration."""
     from node.web.maker_api import quoted_view
 
@@ -41,7 +42,7 @@ def maker_topics(maker: Maker, configured: Policy) -> Topics:
             exposed = exposure(stakes_of(positions.all()))
             about["exposure"] = {symbol: exposed[symbol] for symbol in maker.core.feeds}
     return {
-        **_topics(maker.core),
+        **_topics(maker.core, values),
         "offers": {offer.id.hex(): offer_view(offer) for offer in maker.board.standing()},
         "requests": {each.id.hex(): request_view(each) for each in desk.waiting.values()},
         "policy": {"policy": policy_view(desk.policy, configured)},
@@ -50,19 +51,22 @@ def maker_topics(maker: Maker, configured: Policy) -> Topics:
     }
 
 
-def taker_topics(taker: Taker) -> Topics:
+def taker_topics(taker: Taker, values: Values) -> Topics:
     from node.web.taker_api import maker_view
 
     return {
-        **_topics(taker.core),
+        **_topics(taker.core, values),
         "offers": taker.offers_view(),
         "makers": {identity.hex(): maker_view(taker, identity) for identity in taker.links},
     }
 
 
-def _topics(core: Core) -> dict[str, dict[str, Any]]:
+def _topics(core: Core, values: Values) -> dict[str, dict[str, Any]]:
     """Of every node; what a part that is down last said stays, and its health tells that it is."""
     topics: dict[str, dict[str, Any]] = {}
+    if core.positions.health.up:
+        with suppress(WorldError), core.positions.lent() as positions:
+            topics["values"] = values.by_id(positions.all())
     if core.oracle.health.up:
         with suppress(WorldError), core.oracle.lent() as client:
             topics["oracle"] = {"oracle": oracle_view(core, client.contradictions)}

@@ -64,9 +64,18 @@ export interface Wallet {
   reason: string | null;
 }
 
+/** What made a service fail, alike ones together. */
 export interface Cause {
-  service: string;
-  reason: string;
+  text: string;
+  count: number;
+  first: number;
+  last: number;
+}
+
+export interface Repair {
+  name: string;
+  title: string;
+  consequence: string;
 }
 
 export interface Service {
@@ -78,9 +87,10 @@ export interface Service {
   remedy: string | null;
   data_at: number | null;
   needs: string[];
-  causes: Record<string, unknown>[];
-  repairs: Record<string, unknown>[];
+  causes: Cause[];
+  repairs: Repair[];
   actions: string[];
+  failures: number;
   bugs: number;
   [more: string]: unknown;
 }
