@@ -55,3 +55,16 @@ def test_the_figures_are_printed_and_written(tmp_path: Path) -> None:
         assert list(row) == ["bench", "name", "ours", "unit", "reference", "reference_name", "ratio", "spread"]
         assert row["bench"] == "store"
         assert row["reference"] is None or row["ratio"] == row["ours"] / row["reference"]
+
+
+@pytest.mark.slow
+def test_the_transport_is_measured_beside_another() -> None:
+    ended = bench("transport", "--quick")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert all("ratio" in line for line in lines)
+    measured = [line.split(": ")[1] for line in lines]
+    assert len(set(measured)) == len(measured) == 14
+    trips = next(line for line in lines if "connect over a slow wire" in line)
+    # late it may be on a busy machine, early never
+    assert float(trips.split(": ")[2].split()[0]) >= 2

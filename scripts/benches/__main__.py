@@ -1,4 +1,4 @@
-"""scripts/bench NAME… [--json FILE]"""
+"""scripts/bench NAME… [--json FILE] [--quick]"""
 
 import argparse
 import importlib
@@ -20,11 +20,15 @@ def main() -> None:
     )
     parser.add_argument("names", metavar="NAME", nargs="+", choices=names)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there as a list of objects, too")
+    parser.add_argument("--quick", action="store_true", help="only show that it works, where there is such a thing")
     arguments = parser.parse_args(sys.argv[1:] or ["--help"])
 
     rows = []
     for name in arguments.names:
-        for figure in importlib.import_module(f"scripts.benches.{name}").figures():
+        module = importlib.import_module(f"scripts.benches.{name}")
+        if arguments.quick and not hasattr(module, "quick"):
+            parser.error(f"{name} has no --quick")
+        for figure in module.quick() if arguments.quick else module.figures():
             print(f"{name}: {figure}", flush=True)
             rows.append(row(name, figure))
     if arguments.json is not None:
