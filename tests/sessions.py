@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from attrs import define, field
 
 from protocols.transport.events import Event
@@ -11,6 +13,9 @@ from protocols.transport.session import Session
 
 DIALLER = bytes(range(1, 33))
 LISTENER = bytes(range(33, 65))
+
+SEEDS = int(os.environ.get("TRANSPORT_SEEDS", "50"))
+"""Cases that each property of the transport is tried on."""
 
 
 @define

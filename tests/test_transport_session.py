@@ -30,7 +30,7 @@ from protocols.transport.guard import HEADERS, PING, RESET, SETTINGS
 from protocols.transport.handshake import public_key
 from protocols.transport.http2 import SessionLimits
 from protocols.transport.streams import Streams
-from tests.sessions import DIALLER, LISTENER, Pair, established
+from tests.sessions import DIALLER, LISTENER, SEEDS, Pair, established
 from tests.test_transport_guard import frame, head
 
 PATH = "/cfd/ping/1"
@@ -526,7 +526,7 @@ class World:
                     assert ((other, stream) in self.finished) == ((name, stream) in self.ended)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=SEEDS)
 @given(DOINGS)
 def test_whatever_both_sides_do_nobody_breaks_the_protocol(doings: list[tuple[str, str, int]]) -> None:
     world = World()
@@ -559,7 +559,7 @@ def frames_of(side: Streams) -> bytes:
     return side.take()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=SEEDS)
 @given(st.randoms(use_true_random=False), st.sampled_from(["change", "splice", "cut", "random frames"]))
 def test_bytes_from_hell_raise_one_kind_of_error(chance: random.Random, how: str) -> None:
     pair = established()

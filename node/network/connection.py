@@ -37,6 +37,8 @@ from protocols.transport.session import Session
 CONGESTED = 128 * 1024
 """Bytes waiting for the carrier from which on senders wait too."""
 _READ_BYTES = 128 * 1024
+UNKNOWN_CODE = max(ErrorCodes) + 1
+"""Under which all HTTP/2 error codes are counted that do not exist."""
 _PING = b"liveness"
 PATH = re.compile(r"/cfd/[a-z0-9_]{1,64}/[1-9][0-9]{0,4}")
 """``/cfd/<protocol>/<version>``"""
@@ -392,7 +394,7 @@ class Connection:
             case StreamEnded():
                 substream.ended()
             case StreamAborted(_, code):
-                substream.counts.resets[code] += 1
+                substream.counts.resets[min(code, UNKNOWN_CODE)] += 1
                 substream.break_off(lambda: StreamReset(code))
             case StreamRefused(_, status):
                 substream.counts.refused[status] += 1

@@ -28,7 +28,7 @@ class SessionLimits:
     last_stream: int = 2**31 - 1
     """The highest stream id that is used."""
     unsent_answers: int = 16 * 1024
-    """Bytes of acknowledgements that may wait for a peer who does not read."""
+    """Bytes of acknowledgements, refusals, ends and resets that may wait for a peer who does not read."""
     budgets: Budgets = field(factory=Budgets)
 
 

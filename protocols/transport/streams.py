@@ -28,7 +28,7 @@ from protocols.transport.events import (
     StreamRefused,
     WindowOpened,
 )
-from protocols.transport.guard import MAX_DATA, Guard
+from protocols.transport.guard import HEADER_BYTES, MAX_DATA, Guard
 from protocols.transport.http2 import SessionLimits, http2
 
 OK = 200
@@ -164,6 +164,8 @@ class Streams:
         status = int(headers[b":status"])
         stream.answered = True
         if status != OK:
+            if not 400 <= status <= 599:
+                raise RemoteProtocolError("bad_refusal", f"a stream was answered with status {status}")
             stream.refusal = _Refusal(status, _seconds(headers.get(b"retry-after")))
 
     def _data(self, event: h2.events.DataReceived, events: list[Event]) -> None:
@@ -194,8 +196,9 @@ class Streams:
         stream = self._streams.get(event.stream_id)
         if stream is None:
             return
-        if stream.received_end:
-            # The orderly close of a side that had ended its half: no rapid reset, so it costs the peer nothing.
+        if stream.received_end and (stream.ours or stream.answered):
+            # The orderly close of a side that had ended its half: no rapid reset, so it costs the peer nothing. (One
+            # that opens, ends and resets at once is rapid all the same.)
             self._guard.resets.give_back()
         if stream.refusal is not None:
             self._refused(stream, stream.refusal, events)
@@ -286,6 +289,7 @@ class Streams:
         if stream is None:
             return
         stream.sent_end = True
+        self._owe(stream, HEADER_BYTES)
         if stream.ours or stream.answered:
             self._h2.end_stream(stream_id)
         else:
@@ -301,8 +305,10 @@ class Streams:
         """Give the stream up in both directions."""
         if not self.alive(stream_id):
             return
+        stream = self._streams[stream_id]
+        self._owe(stream, HEADER_BYTES + 4)
         self._h2.reset_stream(stream_id, code)
-        self._forget(self._streams[stream_id])
+        self._forget(stream)
 
     def refuse(self, stream_id: int, status: int, body: bytes = b"", retry_after: float | None = None) -> bool:
         """Answer with a status other than 200, and be done with the stream; False if it was answered before."""
@@ -316,6 +322,7 @@ class Streams:
             headers.append((b"retry-after", f"{max(0.0, retry_after):.3f}".encode()))
         self._h2.send_headers(stream_id, headers)
         stream.answered = True
+        self._owe(stream, 2 * HEADER_BYTES + len(body))
         if body := body[: min(MAX_REFUSAL, self.room(stream_id))]:
             self._h2.send_data(stream_id, body)
         self.close_stream(stream_id)
@@ -361,6 +368,11 @@ class Streams:
         if stream is None or self._closed:
             return None
         return None if stream.sent_end else stream
+
+    def _owe(self, stream: _Stream, count: int) -> None:
+        """Count what the peer makes us send by opening a stream, and what no window bounds, beside acknowledgements."""
+        if not stream.ours:
+            self._answers += count
 
     def _answer(self, stream: _Stream, *, end: bool = False) -> None:
         if not stream.ours and not stream.answered:
