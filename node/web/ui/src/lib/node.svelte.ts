@@ -2,7 +2,13 @@
 
 import { clock } from "./clock.svelte";
 import { feed } from "./feed.svelte";
-import type { MakerLink, NodeInfo, Offer, Position, Quote, Service, Wallet } from "./types";
+import type { MakerLink, NodeInfo, Offer, Position, Quote, Service, Value, Wallet } from "./types";
+
+const ENDED = new Set(["closed", "settled", "refunded", "punished", "rejected", "setup failed"]);
+
+export function ended(position: Position): boolean {
+  return ENDED.has(position.state);
+}
 
 class Node {
   info = $state<NodeInfo | null>(null);
@@ -21,6 +27,11 @@ class Node {
 
   get positions(): Position[] {
     return Object.values(feed.topic<Position>("positions")).sort((a, b) => b.placed_at - a.placed_at);
+  }
+
+  /** What a position is worth now; undefined where the price moves nothing. */
+  value(position: Position): Value | undefined {
+    return feed.one<Value>("values", position.order_id);
   }
 
   get offers(): Offer[] {

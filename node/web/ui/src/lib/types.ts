@@ -122,7 +122,80 @@ export interface Rollover {
   funding_rate: string | null;
   under_way: number | null;
   refusal: Problem | null;
-  [more: string]: unknown;
+  /** Of the calendar. */
+  from?: number | null;
+  until?: number | null;
+  /** Of the wall clock. */
+  next_try?: number | null;
+  reason?: string | null;
+  estimate?: { funding_rate: string; hours: number; funding: number } | null;
+}
+
+/** What closing at the last quote would bring, in satoshis. */
+export interface Value {
+  price: string;
+  as_of: number;
+  pnl: number;
+  account: number;
+  payout: number;
+  fees_back: number;
+  paid: number;
+}
+
+export interface Transaction {
+  kind: string;
+  txid: string;
+  height: number | null;
+}
+
+/** What an order would come to; amounts in satoshis, positive ones are paid to us. */
+export interface Preview {
+  offer_id: string;
+  maker: string;
+  stale_at: number;
+  symbol: string;
+  side: Side;
+  quantity: number;
+  leverage: number;
+  price: string;
+  margin: number;
+  maker_margin: number;
+  pool: number;
+  opening_fee: number;
+  funding: { rate: string; per_day: number; hours: number };
+  account: number;
+  fees: { rate: number; lock: number; commit: number; cet: number; total: number; coins: number };
+  total: number;
+  liquidation_price: string | null;
+  maker_liquidation_price: string | null;
+  break_even: string | null;
+  break_even_after_fees: string | null;
+  curve: [string, number][];
+  expires_in: number;
+  problem: Problem | null;
+}
+
+/** What a close would bring now. */
+export interface ClosePreview {
+  price: string | null;
+  limit: string | null;
+  problem: Problem | null;
+  as_of: number | null;
+  margin?: number;
+  account?: number;
+  pnl?: number;
+  payout?: number;
+  fees_back?: number;
+  fee?: number;
+  paid?: number;
+}
+
+export interface Candle {
+  time: number;
+  open: string;
+  high: string;
+  low: string;
+  close: string;
 }
 
 export interface Closing {
@@ -180,8 +253,10 @@ export interface Position {
   paid: Paid | null;
   recovered: boolean;
   overridden: boolean;
+  next?: { sentence: string; at: number | null };
+  transactions?: Transaction[];
+  oracle_contradicted?: boolean;
   archived_at?: number;
-  [more: string]: unknown;
 }
 
 export interface NodeInfo {
@@ -190,5 +265,8 @@ export interface NodeInfo {
   identity: string;
   time: number;
   calendar: number;
-  [more: string]: unknown;
+  /** Where transactions can be looked at, if anywhere: the id goes behind it. */
+  explorer?: string | null;
+  versions?: Record<string, string>;
+  clock?: { offset: number | null; by: Record<string, number> };
 }
