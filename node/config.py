@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from attrs import frozen
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -92,10 +93,24 @@ def _url(text: object) -> object:
     return text.rstrip("/")
 
 
+def _explorer(text: object) -> object:
+    if text is None or text == "none":
+        return text
+    if not (isinstance(text, str) and re.fullmatch(r"https?://[^\s/?#@]+/[^\s?#]*", text)):
+        raise ValueError("is not https://host/path/, after which a transaction's id follows, or none")
+    return text
+
+
 def _feed_url(text: object) -> object:
     match = re.fullmatch(r"wss?://(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::([0-9]{1,5}))?(/[^\s?#]*)?", str(text))
     if match is None or int(match[1] or 0) > 65535:
         raise ValueError("is not ws://host[:port][/path] or wss://…")
+    return text
+
+
+def _secret_url(text: SecretStr) -> SecretStr:
+    if re.fullmatch(r"[a-z0-9]{2,20}://\S+", text.get_secret_value()) is None:
+        raise Sentence("one is not scheme://… (it is not shown: it may hold a secret)")
     return text
 
 
@@ -169,6 +184,7 @@ LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
 Key = Annotated[str, BeforeValidator(_key)]
 Url = Annotated[str, BeforeValidator(_url)]
 Step = Annotated[str, BeforeValidator(_step)]
+Explorer = Annotated[str | None, BeforeValidator(_explorer)]
 FeedUrl = Annotated[str, BeforeValidator(_feed_url)]
 NetworkName = Annotated[str, BeforeValidator(_network)]
 ElectrumServers = Annotated[
@@ -176,6 +192,8 @@ ElectrumServers = Annotated[
 ]
 PeerAddresses = Annotated[tuple[Annotated[str, BeforeValidator(_peer_address)], ...], BeforeValidator(_list)]
 Symbols = Annotated[tuple[Symbol, ...], BeforeValidator(_list), Field(min_length=1)]
+SecretUrls = Annotated[tuple[Annotated[SecretStr, AfterValidator(_secret_url)], ...], BeforeValidator(_list)]
+NotifiedKind = Literal["ordered", "refused", "opened", "rollover", "closing", "ended", "alarm", "health"]
 Leverages = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1), AfterValidator(_rising)]
 
 
@@ -274,6 +292,20 @@ class PeersTable(_Table):
     proxy_for: Literal["all", "onions"] = "all"
 
 
+class NotifyTable(_Table):
+    """Who is told of events of positions and changes of health (docs/operator-guide.md); nobody unless given."""
+
+    urls: SecretUrls = ()
+    """Webhooks and services in Apprise's notation, such as `json://host/path` or `ntfys://host/topic`. They may hold
+    secrets, and are shown nowhere."""
+    command: tuple[str, ...] = ()
+    """A program and its arguments, run for each notification with a JSON object on its standard input."""
+    events: Annotated[tuple[NotifiedKind, ...], BeforeValidator(_list)] = get_args(NotifiedKind)
+    """What is told."""
+    quiet: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """Seconds for which a service has to be unwell, or well again, before that is told."""
+
+
 class RegtestTable(_Table):
     """What a regtest world says of itself in its ``world.toml``."""
 
@@ -309,8 +341,11 @@ class NodeConfig(_Table):
     cooperative_spend: bool = True
     """Whether a published commit is spent together with the peer once the oracle spoke: neither waits for its lock."""
     backup: BackupTable = BackupTable()
+    notify: NotifyTable = NotifyTable()
     peers: PeersTable = PeersTable()
     log: LogTable = LogTable()
+    explorer: Explorer = None
+    """Where people look a transaction up, whose id follows; the network's own unless given, "none" for no links."""
     genesis: Key = ""
     """The hash of the chain's first block; where it is given, it must be the network's."""
     regtest: RegtestTable | None = None
@@ -362,6 +397,11 @@ class NodeConfig(_Table):
     @property
     def backup_folder(self) -> Path:
         return self.backup.path or files.backup_folder(self.data)
+
+    @property
+    def explorer_base(self) -> str | None:
+        """What a transaction's id is appended to, for a link."""
+        return None if self.explorer == "none" else self.explorer or NETWORKS[self.network].explorer
 
     @property
     def timelocks(self) -> Timelocks:

@@ -49,6 +49,16 @@ def sessions_file(data: Path) -> Path:
     return data / "api.sessions"
 
 
+def makers_file(data: Path) -> Path:
+    """The makers that a taker's user added or took away."""
+    return data / "makers.json"
+
+
+def policy_file(data: Path) -> Path:
+    """What a maker's operator said of policy and rates, through the API."""
+    return data / "policy.json"
+
+
 def write_private(path: Path, text: str) -> None:
     """Put `text` in the place of what `path` holds, whole or not at all, readable by the owner alone (0600); the
     directory is made if need be. Raises `OSError`."""

@@ -1,7 +1,9 @@
 """Logging: structlog and the standard library's loggers in one stream on stderr, and no secret in it."""
 
+import json
 import logging
 import sys
+from collections import deque
 from collections.abc import Mapping
 
 import structlog
@@ -30,6 +32,36 @@ def _redacted(key: object, value: object) -> object:
     if isinstance(value, Mapping):
         return {inner: _redacted(inner, content) for inner, content in value.items()}
     return value
+
+
+class Recent(logging.Handler):
+    """The last lines of the log, in memory, as records of strings: `at`, `level`, `logger`, `event` and what else was
+    said. Bounded in number and in size."""
+
+    KEPT = 1000
+    LONGEST = 2000
+    """Characters of one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[dict[str, str]] = deque(maxlen=self.KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            said = json.loads(self.format(record))
+        except (ValueError, TypeError):  # as every handler: logging must not end what logs
+            self.handleError(record)
+            return
+        line = {"at": str(said.pop("timestamp", "")), **{name: str(value) for name, value in said.items()}}
+        self._lines.append({name: value[: self.LONGEST] for name, value in line.items()})
+
+    def last(self, lines: int) -> list[dict[str, str]]:
+        """The newest last."""
+        return list(self._lines)[-lines:]
+
+
+RECENT = Recent()
+"""Of this process."""
 
 
 def configure(level: str = "info", style: str = "console") -> None:
@@ -65,8 +97,18 @@ def configure(level: str = "info", style: str = "console") -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    RECENT.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(default=str),
+            ],
+        )
+    )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, RECENT]
     root.setLevel(level.upper())
     for chatty in ("hpack", "h2", "httpcore2", "httpx2", "hyperframe"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

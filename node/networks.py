@@ -34,6 +34,8 @@ class Network:
     """On how many hosts there must be a chain server at least."""
     port_offset: int
     """What is added to the default ports, so that nodes of several networks live beside each other."""
+    explorer: str | None = None
+    """Where people may look a transaction up: its id follows. Nothing is asked there but by a link that is clicked."""
     warning: str = ""
     """Said by every node of this network to whoever looks, if not empty."""
 
@@ -54,6 +56,7 @@ NETWORKS = {
             name="mainnet",
             genesis=_genesis("000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"),
             easiest_bits=0x1D00FFFF,
+            explorer="https://mempool.space/tx/",
             bdk="BITCOIN",
             coin_type=0,
             electrum_servers=2,
@@ -64,6 +67,7 @@ NETWORKS = {
             name="signet",
             genesis=_genesis("00000008819873e925422c1ff0f99f7cc9bbb232af63a077a480a3633bee1ef6"),
             easiest_bits=0x1E0377AE,
+            explorer="https://mempool.space/signet/tx/",
             bdk="SIGNET",
             port_offset=30_000,
         ),
@@ -72,6 +76,7 @@ NETWORKS = {
             genesis=_genesis("00000000da84f2bafbbc53dee25a72ae507ff4914b867c565be350b0da8bf043"),
             easiest_bits=0x1D00FFFF,
             bip94=True,
+            explorer="https://mempool.space/testnet4/tx/",
             bdk="TESTNET4",
             port_offset=40_000,
         ),

@@ -502,6 +502,11 @@ class Supervisor:
         service = self.service(name, live, needs, patience=patience, repairs=repairs)
         return service
 
+    def remove(self, name: str) -> None:
+        """End a service that nothing needs, and forget it."""
+        self._services.pop(name).stop()
+        self._ring()
+
     @property
     def services(self) -> tuple[Service[Any], ...]:
         return tuple(self._services.values())

@@ -16,6 +16,7 @@ from node.config import TakerConfig
 from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
 from node.health import Report, stay
+from node.makers import Changes, keep_changes
 from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress, PeerId
 from node.network.connection import Connection
@@ -77,6 +78,7 @@ class Taker:
     schedule: Schedule = field(init=False)
     _offers: dict[bytes, tuple[tuple[Offer, ...], float]] = field(init=False, factory=dict)
     """The last known of each maker, and when they arrived."""
+    _changes: Changes = field(init=False)
     _trades: Service[trio.Nursery] = field(init=False)
     _rollovers: Service[trio.Nursery] = field(init=False)
 
@@ -154,6 +156,43 @@ class Taker:
             for identity, (offers, as_of) in self._offers.items()
             for offer in offers
         }
+
+    # --- which makers -------------------------------------------------------------------------------------------------
+
+    def _link(self, address: PeerAddress) -> None:
+        self.links[address.peer.key] = self.core.supervisor.reporting(
+            f"maker-{address.peer.short}", partial(self._keep_link, address), [self.core.endpoint]
+        )
+
+    async def add_maker(self, text: str) -> bytes:
+        """Keep a link to that maker from now on, over restarts too; one that is known is dialled at this address.
+
+        Returns its identity. Raises FieldError for what is no address, `OSError` if it cannot be kept."""
+        try:
+            address = PeerAddress.parse(text)
+        except LocalError as error:
+            raise FieldError("address", error.sentence) from error
+        await self._keep(self._changes.with_maker(address))
+        if address.peer.key in self.links:
+            self.core.supervisor.remove(self.links[address.peer.key].name)
+        self._link(address)
+        return address.peer.key
+
+    async def remove_maker(self, identity: bytes) -> None:
+        """Keep no link to that maker. Raises NotFound, `OSError`, Conflict while a position with it goes on."""
+        if identity not in self.links:
+            raise NotFound("no_such_maker", f"there is no maker {identity.hex()}")
+        with self.core.positions.lent() as positions:
+            live = [each.id.hex() for each in positions.all() if each.peer == identity and not each.ended]
+        if live:
+            raise Conflict("positions_open", f"{len(live)} positions with this maker go on, the first is {live[0]}")
+        await self._keep(self._changes.without(identity))
+        self.core.supervisor.remove(self.links.pop(identity).name)
+        self._offers.pop(identity, None)
+
+    async def _keep(self, changes: Changes) -> None:
+        await trio.to_thread.run_sync(keep_changes, self.config.data, changes)
+        self._changes = changes
 
     # --- the link to a maker ------------------------------------------------------------------------------------------
 

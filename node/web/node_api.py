@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import platform
+import sqlite3
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from attrs import asdict
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.backup.files import on_one_disk
 from node.chain.broadcast import Attempt
 from node.core import VERSION, Core
 from node.errors import Conflict, NotFound
+from node.eventstore.sqlite import SCHEMA_VERSION
+from node.logs import RECENT, Recent
 from node.metrics import Measured
 from node.position.book import Positions
 from node.position.commands import Command, RefusedCommand, force_close, override_recovery
@@ -20,14 +25,15 @@ from node.position.state import Position
 from node.price_history import RESOLUTIONS
 from node.projections import Projections
 from node.values import Symbol
-from node.wallet.interface import Wallet
 from node.web.backup_api import backup_router
 from node.web.feed_api import feed_router
 from node.web.health_api import health_router
 from node.web.metrics_api import metrics_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.outlook import next_view, transactions_view, value_view
+from node.web.tables import history_table
 from node.web.views import archived_view, position_view, quote_view
+from node.web.wallet_api import wallet_router
 
 OVERRIDE_RISK = (
     "if this node revoked this contract after the backup was made, publishing it lets the peer take everything in it"
@@ -47,6 +53,14 @@ class OverrideIn(BaseModel):
     confirm: bool = Field(default=False, description=f"Whether the risk is accepted: {OVERRIDE_RISK}")
 
 
+VERSIONS = {
+    "cfdnode": VERSION,
+    "python": platform.python_version(),
+    "sqlite": sqlite3.sqlite_version,
+    "store_schema": SCHEMA_VERSION,
+    **{name: version(name) for name in ("h2", "trio", "bdkpython", "fastapi")},
+}
+
 Rollover = Callable[[Position], dict[str, Any]]
 
 
@@ -64,6 +78,7 @@ def node_routers(
         backup_router(core),
         feed_router(core.supervisor, core.clock, projections.board),
         metrics_router(core, projections, measured),
+        wallet_router(core, projections),
         _node_router(core, projections, rollover),
     ]
 
@@ -94,6 +109,7 @@ def show_lasting(
 
 def _node_router(core: Core, projections: Projections, rollover: Rollover | None) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
+    config = core.config
 
     def shown(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
         return show(core, rollover, position, broadcasts)
@@ -103,12 +119,23 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
         """Who this node is, what time it takes it for, and by how many seconds others' clocks are ahead of its own."""
         return {
             "version": VERSION,
-            "network": core.config.network,
+            "network": config.network,
             "identity": str(core.identity.public),
             "time": core.clock.now(),
             "calendar": core.clock.calendar(),
+            "role": config.role,
+            "explorer": config.explorer_base,
+            "symbols": list(config.symbols),
+            "versions": VERSIONS,
             "clock": {"offset": core.clocks.offset(), "by": dict(core.clocks.offsets())},
         }
+
+    @router.get("/log")
+    async def last_lines(lines: Annotated[int, Query(ge=1, le=Recent.KEPT)] = 200) -> dict[str, Any]:
+        """The last lines of the node's log, the newest last: `at`, `level`, `logger`, `event` and what else was said.
+
+        In memory, since the process began, of the level that is configured."""
+        return {"lines": RECENT.last(lines)}
 
     @router.get("/prices")
     async def prices() -> dict[str, dict[str, Any]]:
@@ -132,16 +159,6 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
             "candles": [asdict(candle) for candle in candles],
         }
 
-    @router.get("/wallet")
-    async def wallet() -> dict[str, Any]:
-        """The balance in satoshis, with the moment that it is of; the last known one while a part is down."""
-        return projections.wallet_view(await projections.money.read())
-
-    @router.post("/wallet/addresses", status_code=201)
-    async def new_address() -> dict[str, str]:
-        """A fresh address to pay to."""
-        return {"address": await core.wallet.call(Wallet.new_address)}
-
     @router.get("/positions")
     async def list_positions() -> list[dict[str, Any]]:
         """All of them, the newest last; as they were last known while the record of them is down."""
@@ -162,6 +179,17 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
         page = await core.positions.call(Positions.archived, before, limit)
         following = page[-1].id if len(page) == limit else None
         return {"positions": [archived_view(each) for each in page], "next": following}
+
+    @router.get("/positions/history.csv", response_class=Response, responses={200: {"content": {"text/csv": {}}}})
+    async def history_csv() -> Response:
+        """The same as a table, all of it, for a spreadsheet: satoshis, USD, times in UTC."""
+        views: list[dict[str, Any]] = []
+        before: int | None = None
+        while page := await core.positions.call(Positions.archived, before, 500):
+            views += [archived_view(each) for each in page]
+            before = page[-1].id
+        headers = {"content-disposition": 'attachment; filename="positions.csv"'}
+        return Response(history_table(views), media_type="text/csv; charset=utf-8", headers=headers)
 
     @router.get("/positions/{order_id}")
     async def one_position(order_id: HexId) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from node.preview import order_view
@@ -13,7 +13,14 @@ from node.taker import Taker
 from node.values import Symbol
 from node.web.node_api import HexId
 from protocols.contract.terms import Side
+from protocols.errors import WorldError
 from protocols.offers import STALE_AFTER, Offer
+
+
+class MakerIn(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    address: str = Field(max_length=400, description="64 hex digits, @, host and port: what the maker tells its takers")
 
 
 class OrderIn(BaseModel):
@@ -55,6 +62,23 @@ def taker_router(taker: Taker, projections: Projections) -> APIRouter:
         """Every maker of the configuration, and what is known of it now."""
         return [maker_view(taker, identity) for identity in taker.links]
 
+    @router.post("/makers", status_code=201)
+    async def add_maker(said: MakerIn) -> dict[str, Any]:
+        """Keep a link to a maker, from now on and after a restart."""
+        try:
+            identity = await taker.add_maker(said.address)
+        except OSError as error:
+            raise _not_kept(error) from error
+        return maker_view(taker, identity)
+
+    @router.delete("/makers/{identity}", status_code=204)
+    async def remove_maker(identity: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> None:
+        """Keep none any more; 409 while a position with that maker goes on."""
+        try:
+            await taker.remove_maker(bytes.fromhex(identity))
+        except OSError as error:
+            raise _not_kept(error) from error
+
     @router.get("/offers")
     async def offers() -> list[dict[str, Any]]:
         """All offers, as of when each maker's set arrived: of a maker that is gone the last known ones."""
@@ -85,11 +109,16 @@ def taker_router(taker: Taker, projections: Projections) -> APIRouter:
     @router.post("/orders", status_code=202)
     async def place(order: OrderIn) -> dict[str, Any]:
         """Place an order. It is on record when this answers; what becomes of it is its position's state."""
+        taker.core.setup.check_ready()
         maker, offer = find(order)
         order_id = await taker.place(maker, offer.id, order.quantity, order.leverage)
         return {"order_id": order_id.hex(), "position": f"/api/v1/positions/{order_id.hex()}"}
 
     return router
+
+
+def _not_kept(error: OSError) -> WorldError:
+    return WorldError("not_written", f"the list of makers cannot be kept in the data directory: {error.strerror}")
 
 
 def maker_view(taker: Taker, identity: bytes) -> dict[str, Any]:
