@@ -49,6 +49,11 @@ def sessions_file(data: Path) -> Path:
     return data / "api.sessions"
 
 
+def answers_file(data: Path) -> Path:
+    """What was asked of the API under a key, and answered."""
+    return data / "api.answers"
+
+
 def makers_file(data: Path) -> Path:
     """The makers that a taker's user added or took away."""
     return data / "makers.json"

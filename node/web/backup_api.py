@@ -9,6 +9,7 @@ from attrs import asdict
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from node.backup.files import on_one_disk
 from node.backup.service import Backup
 from node.core import Core
 
@@ -26,9 +27,10 @@ def backup_router(core: Core) -> APIRouter:
 
     @router.get("/backup")
     async def status() -> dict[str, Any]:
-        """Where it is kept, and of how many positions; `strange` are files that cannot be read, with the reason."""
+        """Where it is kept, whether on the disk of the data, and of how many positions; `strange` are files that cannot
+        be read, with the reason."""
         with core.backup.lent() as backup:
-            return {**asdict(backup.status()), "strange": dict(backup.strange)}
+            return backup_view(core, backup)
         raise AssertionError("a recalled loan raises")
 
     @router.post("/backup", status_code=201)
@@ -41,3 +43,8 @@ def backup_router(core: Core) -> APIRouter:
         return {"path": said.path, "positions": len(records), "size": size}
 
     return router
+
+
+def backup_view(core: Core, backup: Backup) -> dict[str, Any]:
+    one_disk = on_one_disk(core.config.backup_folder, core.config.data)
+    return {**asdict(backup.status()), "one_disk": one_disk, "strange": dict(backup.strange)}

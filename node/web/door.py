@@ -23,6 +23,7 @@ from node import files
 from node.clock import Clock
 from node.health import UP, page
 from node.supervision import Supervisor
+from node.web.idempotency import Book
 from node.web.problems import problem
 from node.web.security import api_token
 from node.web.server import access_to, create_app, guarded
@@ -55,6 +56,7 @@ class Door:
         self._warnings = warnings
         self.token = kept_token(data, url_of(listener))
         self._rest = rest
+        self._answers = Book(files.answers_file(data), clock)
         self._access = access_to([listener], self.token, data=data, clock=clock)
         self._app = guarded(self._health_alone, self._access)
         self._whole = False
@@ -64,7 +66,9 @@ class Door:
 
     def let_in(self, routers: Sequence[APIRouter]) -> None:
         """The whole API."""
-        self._app = create_app(routers, token=self.token, sockets=[self._listener], access=self._access)
+        self._app = create_app(
+            routers, token=self.token, sockets=[self._listener], access=self._access, answers=self._answers
+        )
         self._whole = True
 
     def let_in_services(self) -> None:

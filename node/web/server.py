@@ -22,6 +22,7 @@ from node.clock import Clock
 from node.health import UNREPORTED, Report
 from node.web.access import Access
 from node.web.counted import Counted, Requests
+from node.web.idempotency import Book, Idempotent
 from node.web.page import Page
 from node.web.problems import CrashGuard, add_problem_handlers
 from node.web.security import Gate, Headers
@@ -33,9 +34,14 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    routers: Iterable[APIRouter], *, token: str, sockets: Sequence[socket.socket], access: Access | None = None
+    routers: Iterable[APIRouter],
+    *,
+    token: str,
+    sockets: Sequence[socket.socket],
+    access: Access | None = None,
+    answers: Book | None = None,
 ) -> ASGIApp:
-    """The API that these routers make, guarded; every error is a problem."""
+    """The API that these routers make, guarded; every error is a problem. `answers` are those given under a key."""
     from fastapi import FastAPI
 
     # the pages of documentation load scripts from elsewhere, and the schema is no secret but needs the token
@@ -45,7 +51,8 @@ def create_app(
         app.include_router(router)
     app.state.requests = Requests()
     app.state.access = access or access_to(sockets, token)
-    return guarded(Counted(app, app.state.requests), app.state.access)
+    inner: ASGIApp = app if answers is None else Idempotent(app, answers)
+    return guarded(Counted(inner, app.state.requests), app.state.access)
 
 
 def guarded(app: ASGIApp, access: Access) -> ASGIApp:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict
-
 from node.core import Core
 from node.policy import Policy
 from node.projections import Topics
 from node.rules import exposure, stakes_of
+from node.web.backup_api import backup_view
 from node.web.desk_api import policy_view, rate_view, request_view
 from node.web.oracle_api import oracle_view
 from node.web.outlook import Values
@@ -72,5 +71,5 @@ def _topics(core: Core, values: Values) -> dict[str, dict[str, Any]]:
             topics["oracle"] = {"oracle": oracle_view(core, client.contradictions)}
     if core.backup.health.up:
         with suppress(WorldError), core.backup.lent() as backup:
-            topics["backup"] = {"backup": {**asdict(backup.status()), "strange": dict(backup.strange)}}
+            topics["backup"] = {"backup": backup_view(core, backup)}
     return topics
