@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,11 @@ def backup_router(core: Core) -> APIRouter:
 
 
 def backup_view(core: Core, backup: Backup) -> dict[str, Any]:
-    one_disk = on_one_disk(core.config.backup_folder, core.config.data)
+    one_disk = _on_one_disk(core.config.backup_folder, core.config.data)
     return {**asdict(backup.status()), "one_disk": one_disk, "strange": dict(backup.strange)}
+
+
+@cache
+def _on_one_disk(first: Path, second: Path) -> bool:
+    """Asked once: a disk that hangs must not hold up the feed."""
+    return on_one_disk(first, second)

@@ -31,7 +31,7 @@ def launched(playwright: Playwright) -> Browser:
     return playwright.chromium.launch(executable_path=EXECUTABLE, args=list(ARGUMENTS))
 
 
-@define(eq=False)
+@define(eq=False, slots=False)  # Playwright notes on an object which of its methods it calls
 class Seen:
     """What a context's pages did that they should not have."""
 
