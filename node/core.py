@@ -29,6 +29,7 @@ from node.network.conversation import Host, answering
 from node.network.endpoint import Endpoint
 from node.network.lists import PeerLists
 from node.networks import NETWORKS, Network
+from node.notify import Notifier
 from node.oracle import client as oracle_client
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
 from node.oracle.contradictions import OracleWatch
@@ -83,7 +84,7 @@ class Core:
     """Of every symbol."""
     endpoint: Service[Endpoint]
     setup: SetupNode
-    warnings: Sequence[str]
+    warnings: list[str]
     """What the user must know although no service is unwell."""
 
 
@@ -178,6 +179,10 @@ def build(
     )
     _watch_clock(core, network)
     _keep_contracts(core, seed, monitor)
+    if config.notify.urls or config.notify.command:
+        who = f"{config.role} on {config.network}"
+        notifier = Notifier(config.notify, who, clock=clock, store=store, positions=positions, health=supervisor.health)
+        supervisor.reporting("notifications", notifier.run, [store])
     if seams.compute is in_worker_process:
         supervisor.reporting("workers", keep_warm)
     return core

@@ -119,7 +119,7 @@ class Desk:
     number: int = 0
     """Another one whenever a request comes or goes."""
     rates: dict[str, SetRate] = field(factory=dict)
-    """By symbol. They go before those of the policy, and grow old; a restart forgets them."""
+    """By symbol. They go before those of the policy, and grow old."""
     _under_way: dict[bytes, Stake | None] = field(factory=dict)
     """By order id; None until the rules allow the order."""
     _unchecked: set[str] = field(factory=set)

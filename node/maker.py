@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -11,9 +12,10 @@ import trio
 from attrs import define, field
 from bitcoin.core import CTransaction
 
+from node import files
 from node.config import MakerConfig
 from node.core import Core, build
-from node.desk import Desk
+from node.desk import Desk, SetRate
 from node.health import Beating, Report, stay
 from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress
@@ -25,6 +27,7 @@ from node.network.substream import Substream
 from node.offer_book import OfferBook
 from node.offers import OfferBoard
 from node.oracle.client import OracleClient
+from node.policy import Kept, Policy
 from node.position.book import Positions
 from node.position.state import Position
 from node.projections import Projections
@@ -92,12 +95,13 @@ class Maker:
         maker: Maker
         projections: Projections
         policy, measured = config.make_policy(), Measured()
+        kept, problem = _kept(config.data)
 
         def routers(core: Core) -> list[APIRouter]:
             return [
                 *node_routers(core, projections, measured),
                 maker_router(maker, projections),
-                desk_router(desk, policy),
+                desk_router(desk, policy, config.data, kept),
                 maker_close_router(),
             ]
 
@@ -109,7 +113,10 @@ class Maker:
             seams,
             stage=stage,
         )
-        desk = Desk(policy, core.feeds, core.clock, core.setup.entropy)
+        if problem:
+            core.warnings.append(problem)
+        desk = Desk(policy.changed(kept.changes), core.feeds, core.clock, core.setup.entropy)
+        desk.rates = {symbol: SetRate(rate, since) for symbol, (rate, since) in kept.rates.items()}
         board = OfferBoard(core.clock)
         quoting = Quoting(
             core.feeds,
@@ -280,6 +287,19 @@ class Maker:
                 log.info("settlement signed", txid=CTransaction.deserialize(raw).GetTxid()[::-1].hex(), **told)
             except CodedError as error:
                 log.info("settlement ended", code=error.code, reason=error.sentence, **told)
+
+
+def _kept(data: Path) -> tuple[Kept, str]:
+    """What the operator said in an earlier life; if nobody can read it, everything waits for a word, and why."""
+    try:
+        return Kept.read(data), ""
+    except (OSError, ValueError) as error:
+        manual = Policy(accept_orders="manual", accept_rollovers="manual", accept_closes="manual")
+        file = files.policy_file(data)
+        log.warning("the policy that was set through the API cannot be read", file=str(file), reason=str(error))
+        return Kept(
+            manual
+        ), f"{file} cannot be read: orders, rollovers and closes wait for your word; set the policy anew"
 
 
 def build_behind(config: MakerConfig, stage: Stage) -> None:

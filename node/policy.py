@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
+from attrs import Factory, frozen
 from pydantic import BaseModel, ConfigDict, Field
 
-from node.values import Band, BySymbol, Positive, Rate, Seconds
+from node import files
+from node.values import Band, BySymbol, Positive, Rate, Seconds, Symbol
 
 Accept = Literal["auto", "manual"]
 """At once, within the rules, or by the word of a person or a bot through the API."""
@@ -51,3 +56,46 @@ class Policy(BaseModel):
             if isinstance(value, dict):
                 changes[name] = {**getattr(self, name), **value}
         return self.model_copy(update=changes)
+
+
+@frozen
+class Kept:
+    """What the operator said through the API: it goes before the configuration, and outlives the node.
+
+    A small file beside the events, written whole or not at all: of a wish the last one counts, and a damaged store must
+    not let go of a limit."""
+
+    changes: Policy = Factory(Policy)
+    """What was said of it; what was not is the configuration's."""
+    rates: Mapping[str, tuple[str, float]] = Factory(dict)
+    """By symbol the funding rate per 24 h, and when it was said, seconds since 1970."""
+
+    @classmethod
+    def read(cls, data: Path) -> Kept:
+        """Of that data directory. Raises `OSError`, ValueError for a file that is damaged."""
+        try:
+            text = files.policy_file(data).read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return cls()
+        said = _KeptFile.model_validate_json(text)
+        return cls(said.policy, {symbol: (each.funding_rate, each.since) for symbol, each in said.rates.items()})
+
+    def write(self, data: Path) -> None:
+        """Raises `OSError`."""
+        rates = {symbol: {"funding_rate": rate, "since": since} for symbol, (rate, since) in self.rates.items()}
+        said = {"policy": self.changes.model_dump(exclude_unset=True), "rates": rates}
+        files.write_private(files.policy_file(data), json.dumps(said, indent=1) + "\n")
+
+
+class _KeptRate(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    funding_rate: Rate
+    since: float
+
+
+class _KeptFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: Policy
+    rates: Mapping[Symbol, _KeptRate]

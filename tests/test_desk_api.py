@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -11,10 +12,11 @@ import pytest
 import trio
 import trio.testing
 
+from node import files
 from node.clock import Clock
 from node.config import HostPort
 from node.desk import Desk
-from node.policy import Policy
+from node.policy import Kept, Policy
 from node.web.desk_api import desk_router
 from node.web.server import create_app, serve
 from node.web.sockets import bind_api, url_of
@@ -55,14 +57,14 @@ class Bot:
 
 
 @asynccontextmanager
-async def a_bot() -> AsyncIterator[Bot]:
+async def a_bot(data: Path | None = None) -> AsyncIterator[Bot]:
     clock, ids = Clock(), iter(range(1, 100))
     feed = HandFed(clock)
     feed.tell("54000")
     desk = Desk(CONFIGURED, {SYMBOL: feed}, clock, lambda size: next(ids).to_bytes(size, "big"))
     with bind_api(HostPort("127.0.0.1", 0)) as listener:
         async with trio.open_nursery() as nursery:
-            app = create_app([desk_router(desk, CONFIGURED)], token="t", sockets=[listener])
+            app = create_app([desk_router(desk, CONFIGURED, data)], token="t", sockets=[listener])
             await nursery.start(serve, app, [listener])
             headers = {"Authorization": "Bearer t"}
             async with httpx2.AsyncClient(base_url=url_of(listener) + "/api/v1", headers=headers) as http:
@@ -122,15 +124,42 @@ async def test_what_the_rules_no_longer_allow_waits_on(nursery: trio.Nursery) ->
 async def test_the_policy_is_seen_and_changed() -> None:
     async with a_bot() as bot:
         before = await bot.get("/policy")
-        assert before["until_restart"] == []
+        assert before["changed"] == []
         assert (before["price_band"], before["close_band"], before["max_margin"]) == ("0.01", "0.001", None)
         answer = await bot.ask("PATCH", "/policy", max_exposure={SYMBOL: 70}, price_band="0.02", max_margin=10**8)
         after = {**before, "max_exposure": {SYMBOL: 70}, "price_band": "0.02", "max_margin": 10**8}
-        assert answer.json() == {**after, "until_restart": ["max_exposure", "max_margin", "price_band"]}
+        assert answer.json() == {**after, "changed": ["max_exposure", "max_margin", "price_band"]}
         assert await bot.get("/policy") == answer.json()
         assert bot.desk.policy.max_quantity == {SYMBOL: 5_000}
         await bot.ask("PATCH", "/policy", max_margin=None)
         assert bot.desk.policy.max_margin is None
+        assert (await bot.ask("DELETE", "/policy")).json() == before
+
+
+async def test_what_the_operator_said_is_kept(tmp_path: Path) -> None:
+    assert Kept.read(tmp_path) == Kept()
+    async with a_bot(tmp_path) as bot:
+        await bot.ask("PATCH", "/policy", max_exposure={SYMBOL: 70}, max_margin=None)
+        await bot.ask("PATCH", "/policy", price_band="0.02")
+        set_rate = (await bot.ask("PUT", f"/rates/{SYMBOL}", funding_rate="0.0003")).json()
+        kept = Kept.read(tmp_path)
+        assert CONFIGURED.changed(kept.changes) == bot.desk.policy
+        assert kept.changes.model_fields_set == {"max_exposure", "max_margin", "price_band"}
+        assert kept.rates == {SYMBOL: ("0.0003", set_rate["since"])}
+        await bot.ask("DELETE", f"/rates/{SYMBOL}")
+        assert Kept.read(tmp_path).rates == {}
+        files.policy_file(tmp_path).write_text('{"policy": {"price_band": "9"}, "rates": {}}')
+        with pytest.raises(ValueError, match="price_band"):
+            Kept.read(tmp_path)
+
+
+async def test_what_cannot_be_kept_is_not_in_force(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with a_bot(tmp_path / "file") as bot:
+        assert await bot.told("PATCH", "/policy", price_band="0.03") == (503, "not_written", None)
+        assert await bot.told("PUT", f"/rates/{SYMBOL}", funding_rate="0.1") == (503, "not_written", None)
+        assert bot.desk.policy == CONFIGURED
+        assert bot.desk.rates == {}
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
+import trio
+from attrs import evolve
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.desk import Desk, Request, Said, SetRate
 from node.errors import FieldError, NotFound
-from node.policy import Policy
+from node.policy import Kept, Policy
 from node.values import Rate, Symbol
 from node.web.node_api import HexId
 from node.web.views import offer_view
+from protocols.errors import WorldError
+
+NOTHING_SAID = Kept()
 
 
 class Acceptance(BaseModel):
@@ -38,9 +44,21 @@ class RateIn(BaseModel):
     funding_rate: Rate = Field(description="per 24 h; positive: long pays short")
 
 
-def desk_router(desk: Desk, configured: Policy) -> APIRouter:
-    """`configured`: the policy that a restart begins with."""
+def desk_router(desk: Desk, configured: Policy, data: Path | None = None, kept: Kept = NOTHING_SAID) -> APIRouter:
+    """`configured`: the policy of the configuration. What is said goes to the data directory before it is in force;
+    without one it lasts as long as the node. `kept` is what was there."""
     router = APIRouter(prefix="/api/v1")
+    turn = trio.Lock()
+
+    async def keep(said: Kept) -> None:
+        nonlocal kept
+        if data is not None:
+            try:
+                await trio.to_thread.run_sync(said.write, data)
+            except OSError as error:
+                sentence = f"it cannot be kept in the data directory, and is not in force: {error.strerror}"
+                raise WorldError("not_written", sentence) from error
+        kept = said
 
     @router.get("/requests")
     async def requests(
@@ -78,13 +96,23 @@ def desk_router(desk: Desk, configured: Policy) -> APIRouter:
 
     @router.get("/policy")
     async def policy() -> dict[str, Any]:
-        """What is in force, and which parts of it the configuration says otherwise, so that a restart undoes them."""
+        """What is in force, and which parts of it were `changed`: the configuration says them otherwise."""
         return policy_view(desk.policy, configured)
 
     @router.patch("/policy")
     async def change_policy(said: Policy) -> dict[str, Any]:
-        """Changes what is named, until the node is restarted; of values by symbol, those symbols alone."""
-        desk.policy = desk.policy.changed(said)
+        """Changes what is named, over restarts; of values by symbol, those symbols alone."""
+        async with turn:
+            await keep(evolve(kept, changes=kept.changes.changed(said)))
+            desk.policy = configured.changed(kept.changes)
+        return policy_view(desk.policy, configured)
+
+    @router.delete("/policy")
+    async def reset_policy() -> dict[str, Any]:
+        """Back to the configuration's."""
+        async with turn:
+            await keep(evolve(kept, changes=Policy()))
+            desk.policy = configured
         return policy_view(desk.policy, configured)
 
     @router.get("/rates")
@@ -96,14 +124,20 @@ def desk_router(desk: Desk, configured: Policy) -> APIRouter:
     @router.put("/rates/{symbol}")
     async def set_rate(symbol: Symbol, said: RateIn) -> dict[str, Any]:
         """In force from now on, until it is `rate_max_age` old; then nothing is opened or rolled over before it is set
-        anew, or withdrawn. A restart forgets it."""
-        desk.rates[symbol] = SetRate(said.funding_rate, desk.clock.now())
+        anew, or withdrawn; a restart changes nothing of that."""
+        rate = SetRate(said.funding_rate, desk.clock.now())
+        async with turn:
+            await keep(evolve(kept, rates={**kept.rates, symbol: (rate.funding_rate, rate.since)}))
+            desk.rates[symbol] = rate
         return rate_view(desk, symbol)
 
     @router.delete("/rates/{symbol}")
     async def withdraw_rate(symbol: Symbol) -> dict[str, Any]:
-        if desk.rates.pop(symbol, None) is None:
-            raise NotFound("no_such_rate", f"no funding rate of {symbol} was set")
+        async with turn:
+            if symbol not in desk.rates:
+                raise NotFound("no_such_rate", f"no funding rate of {symbol} was set")
+            await keep(evolve(kept, rates={each: rate for each, rate in kept.rates.items() if each != symbol}))
+            del desk.rates[symbol]
         return rate_view(desk, symbol)
 
     return router
@@ -137,7 +171,7 @@ def request_view(request: Request[Any]) -> dict[str, Any]:
 
 def policy_view(policy: Policy, configured: Policy) -> dict[str, Any]:
     view, before = policy.model_dump(), configured.model_dump()
-    return {**view, "until_restart": [name for name in view if view[name] != before[name]]}
+    return {**view, "changed": [name for name in view if view[name] != before[name]]}
 
 
 def rate_view(desk: Desk, symbol: str) -> dict[str, Any]:
