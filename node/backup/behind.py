@@ -21,6 +21,7 @@ from attrs import define, field, frozen
 from attrs import evolve as changed
 
 from node.backup.format import Contents, Kept, Record
+from node.backup.pruning import is_pruned
 from node.backup.service import Backup
 from node.errors import Disconnected
 from node.eventstore.codec import BadEvent
@@ -63,7 +64,8 @@ def lack(record: Record, recorded: Sequence[Recorded]) -> Lack | None:
     """None when the store has all that the record has."""
     common = 0
     for kept, there in zip(record.events, recorded, strict=False):
-        if (kept.name, kept.version, kept.data) != (there.name, there.version, there.data):
+        same = (kept.name, kept.version, kept.data) == (there.name, there.version, there.data)
+        if not (same or is_pruned(kept, there)):
             break
         common += 1
     events = record.events[common:]

@@ -20,6 +20,7 @@ from attrs import define, field
 
 from node.backup.behind import Comparison
 from node.backup.format import Kept, Record
+from node.backup.pruning import pruned
 from node.backup.service import LOOK_EVERY, REMEDY, Backup
 from node.errors import Disconnected
 from node.eventstore.interface import Blob, EventStore, NewEvent, Recorded
@@ -231,11 +232,12 @@ class BackupKeeper:
                 data = await self.store.call(EventStore.blob, stream, kind)
                 if data is not None:
                     held[kind] = data
-        record = Record(position.id, tuple(kept), held)
-        pieces = {sha256(piece).digest(): piece for each in new for piece in each.contents}
-        if wanted := needed(record) - pieces.keys():
-            pieces |= await self.store.call(EventStore.contents, wanted)
-        if lost := len(needed(record) - pieces.keys()):
+        record = Record(position.id, pruned(position, kept), held)
+        wanted = needed(record)
+        pieces = {name: piece for each in new for piece in each.contents if (name := sha256(piece).digest()) in wanted}
+        if wanted - pieces.keys():
+            pieces |= await self.store.call(EventStore.contents, wanted - pieces.keys())
+        if lost := len(wanted - pieces.keys()):
             raise WorldError("backup_failed", f"{lost} announcements of {position.id.hex()} are lost from the store")
         return record, pieces
 

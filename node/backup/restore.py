@@ -19,6 +19,7 @@ from attrs import field, frozen
 
 from node.backup.format import SUFFIX, BadBackup, Contents, Head, Kept, Record, Seal
 from node.backup.keeping import matters, needed, recorded_of, stream_of
+from node.backup.pruning import pruned
 from node.backup.service import Backup, write_new
 from node.eventstore.codec import BadEvent
 from node.eventstore.interface import Backend, Blob, NewEvent
@@ -217,6 +218,7 @@ def export(store: Path, seed: bytes, network: str, role: str, target: Path) -> i
             record = Record(order_id, events, {})
             pieces |= backend.contents(needed(record) - pieces.keys())
             position = _replayed(record, pieces)
+            record = changed(record, events=pruned(position, events))
             if matters(position):
                 kinds = [signatures_blob(attempt.index) for attempt in position.attempts]
                 found = {kind: backend.blob(stream, kind) for kind in kinds}

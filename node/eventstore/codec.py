@@ -121,6 +121,10 @@ class EventCodec:
         """The registered names, each with its present version."""
         return {name: kind.version for name, kind in self._by_name.items()}
 
+    def name(self, cls: type[object]) -> str:
+        """Under which events of this class are stored."""
+        return self._by_class[cls].name
+
     def encode(self, event: object, *blobs: Blob) -> NewEvent:
         """The event as the store takes it; the same event gives the same bytes. KeyError if it is not registered."""
         kind = self._by_class[type(event)]
@@ -170,6 +174,14 @@ class EventCodec:
         if again != recorded.data and msgpack.unpackb(again) != msgpack.unpackb(_packed(_named(plain, kind, []))):
             raise BadEvent("bad_event", f"{what}: does not stand for itself when it is written again")
         return event
+
+    def bare(self, recorded: Recorded) -> Any:
+        """As `decode`, with nothing in the fields that are shared with others. Raises `BadEvent`."""
+        kind = self._kind(recorded)
+        plain = self._plain(recorded, kind)
+        for path in kind.shared:
+            plain = _change(plain, path, lambda _: [])
+        return self.decode(attrs.evolve(recorded, version=kind.version, data=_packed(plain)))
 
     def _kind(self, recorded: Recorded) -> _Kind:
         kind = self._by_name.get(recorded.name)
