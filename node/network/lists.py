@@ -16,8 +16,6 @@ from protocols.errors import LocalError
 
 log = structlog.get_logger("network")
 
-EVERY = 2.0
-"""Seconds between two looks."""
 LARGEST = 1024 * 1024
 """Bytes of a list: 15 000 peers."""
 
@@ -78,6 +76,8 @@ class PeerLists:
 
     allow_file: Path | None = None
     block_file: Path | None = None
+    every: float = 2.0
+    """Seconds between two looks."""
     _allow: _File | None = field(init=False, default=None)
     _block: _File | None = field(init=False, default=None)
 
@@ -137,4 +137,4 @@ class PeerLists:
                 started = True
                 task_status.started()
             report.beat()
-            await trio.sleep(EVERY)
+            await trio.sleep(self.every)
