@@ -7,11 +7,10 @@ from and lets misspelt variables pass.
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from attrs import frozen
 from pydantic import (
@@ -30,6 +29,7 @@ from pydantic import (
 from node import files
 from node.clock import Clock
 from node.errors import ConfigError
+from node.layers import PREFIX, Tree, by_name, in_file, is_field, merge, nest, one_line, read
 from node.networks import NAMES, NETWORKS, chain_named
 from node.policy import Accept, Policy
 from node.values import Band, Positive, Rate, Seconds, Sentence, Symbol, Whole
@@ -37,11 +37,6 @@ from protocols.contract.numbers import BadNumber, parse_part
 from protocols.contract.symbols import SYMBOLS
 from protocols.contract.terms import Timelocks
 from protocols.errors import LocalError
-
-PREFIX = "CFDNODE_"
-"""Of the environment's variables: ``CFDNODE_DATA``, ``CFDNODE_ORACLE__URL``; lists are separated by commas."""
-
-Tree = dict[str, Any]
 
 LEVERAGES = (1, 2, 3, 5, 10)
 """What takers may choose, unless the maker says otherwise."""
@@ -68,11 +63,15 @@ class HostPort:
         return f"{host}:{self.port}"
 
 
-def _loopback(text: object) -> HostPort:
+def _host_name(text: object) -> object:
+    if not (isinstance(text, str) and re.fullmatch(r"[a-z0-9.-]{1,253}(:[0-9]{1,5})?", text)):
+        raise ValueError("is no host name in lower case, with or without a port")
+    return text
+
+
+def _served(text: object) -> HostPort:
     address = HostPort.parse(text)
-    if address.host not in ("127.0.0.1", "localhost"):
-        raise ValueError("is not an address of this machine alone; the API is served on 127.0.0.1 only")
-    return HostPort("127.0.0.1", address.port)
+    return HostPort("127.0.0.1", address.port) if address.host == "localhost" else address
 
 
 def _network(name: object) -> object:
@@ -180,7 +179,9 @@ File = Directory
 DataDirectory = Annotated[Directory, Field(validate_default=True)]
 Address = Annotated[HostPort, BeforeValidator(HostPort.parse)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(_list)]
-LoopbackAddress = Annotated[HostPort, BeforeValidator(_loopback)]
+ServedAddress = Annotated[HostPort, BeforeValidator(_served)]
+HostName = Annotated[str, BeforeValidator(_host_name)]
+HostNames = Annotated[tuple[HostName, ...], BeforeValidator(_list)]
 Key = Annotated[str, BeforeValidator(_key)]
 Url = Annotated[str, BeforeValidator(_url)]
 Step = Annotated[str, BeforeValidator(_step)]
@@ -306,6 +307,24 @@ class NotifyTable(_Table):
     """Seconds for which a service has to be unwell, or well again, before that is told."""
 
 
+class WebTable(_Table):
+    """How the page and the API may be reached from other machines (docs/operator.md)."""
+
+    cert: Directory | None = None
+    """The certificate's file (PEM, with its chain); the API is served by TLS then."""
+    key: Directory | None = None
+    hosts: HostNames = ()
+    """Names by which browsers reach it, beside its own address; others are refused."""
+    insecure: bool = False
+    """Serve others without TLS all the same: password and token are sent in the clear."""
+
+    @model_validator(mode="after")
+    def _both(self) -> "WebTable":
+        if (self.cert is None) != (self.key is None):
+            raise Sentence("cert and key belong together, and one of them is missing")
+        return self
+
+
 class RegtestTable(_Table):
     """What a regtest world says of itself in its ``world.toml``."""
 
@@ -330,7 +349,9 @@ class NodeConfig(_Table):
     """The data directory: seed, store, wallet, API token. ``~/.cfdnode/<network>/<role>`` unless said otherwise."""
     electrum: ElectrumServers
     oracle: OracleTable
-    api: LoopbackAddress
+    web: WebTable = WebTable()
+    api: ServedAddress
+    """Where the page and the API are served: on this machine alone, unless `web` says how others may reach it."""
     symbols: Symbols = tuple(SYMBOLS)
     """What is traded: the oracle must announce its events, and the exchange, if there is one, quote it."""
     prices: PricesTable | None = None
@@ -361,8 +382,19 @@ class NodeConfig(_Table):
     @classmethod
     def _defaults(cls, values: Tree) -> Tree:
         name = values.get("network")
-        known = isinstance(name, str) and name in NETWORKS
-        return {**cls.defaults(name if known else "mainnet"), **values}  # an unknown name is refused, and it alone
+        network = name if isinstance(name, str) and name in NETWORKS else "mainnet"  # then the name is refused, alone
+        return {**cls.defaults(network), **values}
+
+    @field_validator("api")
+    @classmethod
+    def _guarded(cls, api: HostPort, info: ValidationInfo) -> HostPort:
+        web = info.data.get("web")
+        if api.host != "127.0.0.1" and web is not None and web.cert is None and not web.insecure:
+            raise Sentence(
+                f"'{api}' is not an address of this machine alone; for others to reach it, give web.cert and web.key,"
+                " or accept with web.insecure that passwords are sent in the clear"
+            )
+        return api
 
     @field_validator("electrum")
     @classmethod
@@ -503,99 +535,18 @@ def load(
     merged: Tree = {}
     origin: dict[tuple[str, ...], str] = {}
     for path in paths:
-        _merge(merged, _read(path), origin, partial(_in_file, path))
+        merge(merged, read(path), origin, partial(in_file, path))
     for name, value in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(PREFIX):
             keys = tuple(name.removeprefix(PREFIX).lower().split("__"))
-            if not _is_field(kind, keys):
+            if not is_field(kind, keys):
                 raise ConfigError(f"{name}: there is no such setting for the environment to set")
-            _merge(merged, _nest(keys, value), origin, partial(_by_name, name))
+            merge(merged, nest(keys, value), origin, partial(by_name, name))
     for dotted, given in (flags or {}).items():
         if given is not None:
             flag = "--" + dotted.replace(".", "-").replace("_", "-")
-            _merge(merged, _nest(tuple(dotted.split(".")), given), origin, partial(_by_name, flag))
+            merge(merged, nest(tuple(dotted.split(".")), given), origin, partial(by_name, flag))
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, origin)) from None
-
-
-def _read(path: Path) -> Tree:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _in_file(path: Path, keys: tuple[str, ...]) -> str:
-    return f"{path}: {'.'.join(keys)}"
-
-
-def _by_name(name: str, _keys: tuple[str, ...]) -> str:
-    return name
-
-
-def _merge(
-    into: Tree,
-    layer: Tree,
-    origin: dict[tuple[str, ...], str],
-    name: Callable[[tuple[str, ...]], str],
-    at: tuple[str, ...] = (),
-) -> None:
-    for key, value in layer.items():
-        keys = (*at, key)
-        origin[keys] = name(keys)
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value, origin, name, keys)
-        elif isinstance(value, dict):
-            into[key] = {}
-            _merge(into[key], value, origin, name, keys)
-        else:
-            into[key] = value
-
-
-def _nest(keys: tuple[str, ...], value: object) -> Tree:
-    for key in reversed(keys):
-        value = {key: value}
-    assert isinstance(value, dict)
-    return value
-
-
-def _is_field(kind: type[BaseModel], keys: tuple[str, ...]) -> bool:
-    field = kind.model_fields.get(keys[0])
-    if field is None:
-        return False
-    table = field.annotation
-    for option in (table, *getattr(table, "__args__", ())):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return len(keys) > 1 and _is_field(option, keys[1:])
-    return len(keys) == 1
-
-
-def _one_line(error: ValidationError, origin: Mapping[tuple[str, ...], str]) -> str:
-    """The first problem: where it stands, the value, what is wrong; and how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    keys = tuple(str(key) for key in first["loc"])
-    known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in origin), ())
-    where = origin.get(known) or ".".join(keys)
-    match first["type"]:
-        case "missing":
-            where = ".".join(keys)
-            what = f"is needed and not set (set {_variable(keys)}, or {where} in a --config file)"
-            return f"{where} {what}{more}"
-        case "extra_forbidden":
-            what = "there is no such setting"
-        case "value_error":
-            text = str(first["ctx"]["error"])
-            what = text if isinstance(first["ctx"]["error"], Sentence) else f"{first['input']!r} {text}"
-        case _:
-            what = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return " ".join(f"{where}: {what}{more}".removeprefix(": ").split())
-
-
-def _variable(keys: Sequence[str]) -> str:
-    return PREFIX + "__".join(keys).upper()
+        raise ConfigError(one_line(error, origin)) from None

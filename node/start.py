@@ -78,6 +78,7 @@ class Stage:
             clock=self.clock,
             warnings=self.warnings,
             rest=rest,
+            web=config.web,
         )
         self.supervisor.reporting("api", run, patience=API_PATIENCE)
 
@@ -91,7 +92,7 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
     clock = config.make_clock()
     stage = Stage(Supervisor(clock=clock), clock)
     stage.serve(config, api_socket)
-    log.info("node", api=url_of(api_socket), data=str(config.data))
+    log.info("node", api=url_of(api_socket, tls=config.web.cert is not None), data=str(config.data))
     built: list[str | None] = []
 
     async def run_data(*, report: Report, task_status: trio.TaskStatus[None]) -> None:

@@ -134,7 +134,7 @@ def refusal(kind: type[MakerConfig] | type[TakerConfig] | type[WorldConfig], pat
     ("flag", "value", "told"),
     [
         ("network", "bitcoin", "--network: 'bitcoin' is not a network that this version knows; allowed are mainnet,"),
-        ("api", "0.0.0.0:1", "--api: '0.0.0.0:1' is not an address of this machine alone"),
+        ("api", "0.0.0.0:1", "--api: '0.0.0.0:1' is not an address of this machine alone; for others"),
         ("listen", "here", "--listen: 'here' is not host:port, with a port of 0 to 65535 and IPv6 hosts in brackets"),
         ("listen", "::1:99", "--listen: '::1:99' is not host:port, with a port"),
         ("lot", "0", "--lot: '0': input should be greater than or equal to 1"),

@@ -27,8 +27,8 @@ READING = ("GET", "HEAD", "OPTIONS")
 
 
 class Access:
-    """`hosts` are what the Host of a request may be; the cookie's name holds the port, since browsers do not tell the
-    cookies of one host's ports apart."""
+    """`hosts` and those `named` are what the Host of a request may be; the cookie's name holds the port, since browsers
+    do not tell the cookies of one host's ports apart."""
 
     def __init__(
         self,
@@ -36,17 +36,22 @@ class Access:
         token: str,
         hosts: Collection[str],
         port: int,
+        named: Collection[str] = (),
         data: Path | None = None,
         clock: Clock | None = None,
         tls: bool = False,
     ) -> None:
-        self.hosts = frozenset(hosts)
+        self.hosts = frozenset({*hosts, *named})
         self.sessions = Sessions(data, clock or Clock())
         self._token = token.encode()
         self._cookie = f"cfdnode_session_{port}"
         self._tls = tls
         self._keeps_password = data is not None
-        self._origins = frozenset(f"{'https' if tls else 'http'}://{host}" for host in self.hosts)
+        scheme = "https" if tls else "http"
+        # what stands before us, and has a name for it, may speak TLS in our place
+        self._origins = frozenset(
+            {*(f"{scheme}://{host}" for host in self.hosts), *(f"https://{host}" for host in named)}
+        )
         self._attempts = Attempts()
 
     async def refusal(self, scope: Scope) -> Response | None:

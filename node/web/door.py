@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from node import files
 from node.clock import Clock
+from node.config import WebTable
 from node.health import UP, page
 from node.supervision import Supervisor
 from node.web.idempotency import Book
@@ -49,15 +50,17 @@ class Door:
         clock: Clock,
         warnings: Sequence[str],
         rest: Make | None = None,
+        web: WebTable | None = None,
     ) -> None:
+        self.web = web or WebTable()
         self._listener = listener
         self._supervisor = supervisor
         self._clock = clock
         self._warnings = warnings
-        self.token = kept_token(data, url_of(listener))
+        self.token = kept_token(data, url_of(listener, tls=self.web.cert is not None))
         self._rest = rest
         self._answers = Book(files.answers_file(data), clock)
-        self._access = access_to([listener], self.token, data=data, clock=clock)
+        self._access = access_to([listener], self.token, data=data, clock=clock, web=self.web)
         self._app = guarded(self._health_alone, self._access)
         self._whole = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +20,7 @@ import trio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.clock import Clock
+from node.config import WebTable
 from node.health import UNREPORTED, Report
 from node.web.access import Access
 from node.web.counted import Counted, Requests
@@ -26,6 +28,7 @@ from node.web.idempotency import Book, Idempotent
 from node.web.page import Page
 from node.web.problems import CrashGuard, add_problem_handlers
 from node.web.security import Gate, Headers
+from node.web.sockets import host_of
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -61,12 +64,22 @@ def guarded(app: ASGIApp, access: Access) -> ASGIApp:
 
 
 def access_to(
-    sockets: Sequence[socket.socket], token: str, *, data: Path | None = None, clock: Clock | None = None
+    sockets: Sequence[socket.socket],
+    token: str,
+    *,
+    data: Path | None = None,
+    clock: Clock | None = None,
+    web: WebTable | None = None,
 ) -> Access:
-    """Hosts allowed are the addresses of `sockets`, as ``127.0.0.1`` and as ``localhost``."""
+    """Hosts allowed are the addresses of `sockets`, as ``localhost`` too, and those of `web`."""
+    web = web or WebTable()
     ports = [listener.getsockname()[1] for listener in sockets]
-    hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost") for port in ports}
-    return Access(token=token, hosts=hosts, port=ports[0], data=data, clock=clock)
+    names = {"127.0.0.1", "localhost", *map(host_of, sockets)}
+    hosts = {f"{host}:{port}" for host in names for port in ports}
+    named = {*web.hosts, *(f"{host}:{port}" for host in web.hosts for port in ports if ":" not in host)}
+    return Access(
+        token=token, hosts=hosts, named=named, port=ports[0], data=data, clock=clock, tls=web.cert is not None
+    )
 
 
 async def run_door(
@@ -81,32 +94,48 @@ async def run_door(
     async with trio.open_nursery() as nursery:
 
         async def served(*, task_status: trio.TaskStatus[None]) -> None:
-            await serve(door, [listener], task_status=task_status)
+            await serve(door, [listener], web=door.web, task_status=task_status)
             nursery.cancel_scope.cancel()
 
         await nursery.start(served)
         task_status.started()
-        await ask_itself(listener, door.token, report)
+        await ask_itself(listener, door.token, report, tls=door.web.cert is not None)
 
 
-async def ask_itself(listener: socket.socket, token: str, report: Report) -> NoReturn:
+async def ask_itself(listener: socket.socket, token: str, report: Report, *, tls: bool = False) -> NoReturn:
     """Ask for the health as any program of this machine would, and beat at each answer."""
-    host, port = listener.getsockname()[:2]
+    host, port = host_of(listener), listener.getsockname()[1]
     head = f"GET /api/v1/health HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {token}\r\n"
     while True:
         await trio.sleep(report.beat_every)
-        with trio.move_on_after(report.beat_every), contextlib.suppress(OSError, trio.BrokenResourceError):
-            async with await trio.open_tcp_stream(host, port) as stream:
+        with (
+            trio.move_on_after(report.beat_every),
+            contextlib.suppress(OSError, trio.BrokenResourceError, ssl.SSLError),
+        ):
+            async with await _to_itself(host.strip("[]"), port, tls=tls) as stream:
                 await stream.send_all(f"{head}Connection: close\r\n\r\n".encode())
                 answer = b"".join([data async for data in stream])
                 if answer.startswith(b"HTTP/1.1 200 "):
                     report.beat()
 
 
+async def _to_itself(host: str, port: int, *, tls: bool) -> trio.abc.Stream:
+    stream = await trio.open_tcp_stream(host, port)
+    if not tls:
+        return stream
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the certificate is for others, by its name
+    return trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+
+
 async def serve(
-    app: ASGIApp, sockets: Sequence[socket.socket], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    app: ASGIApp,
+    sockets: Sequence[socket.socket],
+    *,
+    web: WebTable | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` on bound, listening sockets until cancelled.
+    """Serve `app` on bound, listening sockets until cancelled, by TLS if `web` has a certificate.
 
     The sockets stay open when this ends, so that a service that is restarted answers on the same ones.
     """
@@ -117,11 +146,16 @@ async def serve(
     config.include_server_header = False
     framework: Any = _without_lifespan(app)
     copies = [listener.dup() for listener in sockets]
+    served = anycorn.config.Sockets([], copies, [])
+    if web is not None and web.cert is not None:
+        config.certfile, config.keyfile = str(web.cert), str(web.key)
+        config.alpn_protocols = ["http/1.1"]
+        served = anycorn.config.Sockets(copies, [], [])
     try:
         await anycorn.run.worker_serve(
             anycorn.utils.wrap_app(framework, 0, "asgi"),
             config,
-            sockets=anycorn.config.Sockets([], copies, []),
+            sockets=served,
             task_status=_Started(task_status),
         )
     finally:

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from ipaddress import ip_address
 
 from node.config import HostPort
 from node.errors import ConfigError
@@ -12,11 +13,12 @@ would wait for as long as the client likes."""
 
 
 def bind_api(address: HostPort) -> socket.socket:
-    """A listening socket of this machine alone; raises `ConfigError` naming the address when it is taken.
+    """A listening socket; raises `ConfigError` naming the address when it is taken.
 
     Port 0 lets the system choose; ``url_of`` tells which.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from their listener
@@ -24,13 +26,22 @@ def bind_api(address: HostPort) -> socket.socket:
         listener.bind((address.host, address.port))
         listener.listen(100)
         listener.setblocking(False)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
+        if not isinstance(error, OSError):
+            raise ConfigError(f"api: {address.host!r} is no host name") from None
         why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigError(f"api: cannot serve on {address}: {why}") from None
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()
-    return f"http://{host}:{port}"
+def host_of(listener: socket.socket) -> str:
+    """Where programs of this machine reach it, in the form of a URL's host."""
+    address = ip_address(listener.getsockname()[0])
+    if address.version == 4:
+        return "127.0.0.1" if address.is_unspecified else str(address)
+    return "[::1]" if address.is_unspecified else f"[{address}]"
+
+
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
+    return f"{'https' if tls else 'http'}://{host_of(listener)}:{listener.getsockname()[1]}"
