@@ -5,6 +5,7 @@ Playwright's synchronous calls hold the main thread, so what trio runs, it runs 
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from node.regtest.processes import Failed, Node, Processes, healthy
 
 T = TypeVar("T")
 
-HOUR = 6.0
-"""Seconds: a position that is not rolled over expires after two and a half minutes, a block comes each second."""
+HOUR = 4.0
+"""Seconds: a position may be rolled over after one or two of them, and expires after a minute and a half."""
 UP_WITHIN = 60.0
 COINS = 100_000_000
 PASSWORD = "correct horse battery"
@@ -61,6 +62,29 @@ class Stage:
         address = self.ask(node, "POST", "/wallet/addresses")["address"]
         self.world("/fund", {"address": address, "amount_sat": amount})
         self.world("/mine", {"blocks": 1})
+
+    def opened(self, side: str = "long", leverage: int = 2) -> str:
+        """The id of a position that was opened without the page, once it is open."""
+
+        async def ordered() -> str:
+            order = {"symbol": "BTCUSD", "side": side, "quantity": 1000, "leverage": leverage}
+            found: list[str] = []
+
+            async def placed() -> bool:  # an offer that follows the market may just be replaced
+                answer = await self.taker.answer("POST", "/orders", order)
+                if answer.status_code != 202:
+                    return False
+                found.append(answer.json()["order_id"])
+                return True
+
+            await self.taker.until(placed)
+            return found[0]
+
+        order = self.run(ordered)
+        self.reaches(self.taker, order, "opening", "open")
+        self.world("/mine", {"blocks": 1})
+        self.reaches(self.taker, order, "open")
+        return order
 
     def reaches(self, node: Node, order: str, *states: str) -> dict[str, Any]:
         """A position once it is in one of these states."""
@@ -112,7 +136,9 @@ async def _live(folder: Path, ready: list[Stage], up: threading.Event) -> None:
             async with processes.maker() as maker:
                 await healthy(maker)
                 address = (await maker.call("GET", "/maker"))["address"]
-                async with processes.taker(address) as taker:
+                # a port of its own, so that the page finds it again after a restart
+                at = f"127.0.0.1:{free_port()}"
+                async with processes.taker(address, "taker", "--api", at) as taker:
                     await healthy(taker)
                     stage = Stage(processes, maker, taker, trio.lowlevel.current_trio_token())
                     await _prepare(stage)
@@ -135,6 +161,12 @@ async def _prepare(stage: Stage) -> None:
     answer = await stage.taker.answer("PUT", "/password", {"password": PASSWORD})
     if answer.status_code != 204:
         raise Failed(f"the password was answered with {answer.status_code} {answer.text}")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 async def offer(maker: Node) -> None:
