@@ -10,7 +10,7 @@ nobody (:mod:`node.backup.keeping`), and it is written anew, or removed, as soon
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 _log = structlog.get_logger(__name__)
 
+TOGETHER = 50
+"""Files that are looked at in one go."""
 WITHIN = 20.0
 """Seconds in which the place has to answer."""
 LOOK_EVERY = 30.0
@@ -92,8 +94,9 @@ class Backup:
     async def open(self) -> None:
         """Make the place, and see what is there. Raises `WorldError`."""
         await self._do(self.files.prepare)
-        for name in await self._do(self.files.names):
-            await self._do(partial(self._look, name))
+        names = list(await self._do(self.files.names))
+        for at in range(0, len(names), TOGETHER):
+            await self._do(partial(self._look, names[at : at + TOGETHER]))
 
     async def _do(self, function: Callable[[], R]) -> R:
         """Raises `WorldError` (``backup_failed``) also when it takes longer than `WITHIN`: it may still be done."""
@@ -183,18 +186,19 @@ class Backup:
         head = Head(self.owner.network, self.owner.role, self.clock.now(), versions)
         return Contents(head, records, pieces)
 
-    def _look(self, name: str) -> None:
-        data = self.files.read(name)
-        try:
-            head = self.seal.head(data)
-        except BadBackup as error:
-            if error.code != "backup_of_another_seed":
-                _log.warning("a file of the backup cannot be read", file=name, reason=error.sentence)
-            self.strange[name] = error.sentence
-            return
-        for order_id in head.versions:
-            if name == self.seal.name(order_id):  # not what somebody put there with all positions
-                self._heads[order_id], self._sizes[order_id] = head, len(data)
+    def _look(self, names: Sequence[str]) -> None:
+        for name in names:
+            data = self.files.read(name)
+            try:
+                head = self.seal.head(data)
+            except BadBackup as error:
+                if error.code != "backup_of_another_seed":
+                    _log.warning("a file of the backup cannot be read", file=name, reason=error.sentence)
+                self.strange[name] = error.sentence
+                continue
+            for order_id in head.versions:
+                if name == self.seal.name(order_id):  # not what somebody put there with all positions
+                    self._heads[order_id], self._sizes[order_id] = head, len(data)
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -114,8 +114,10 @@ class Bumper:
         except WorldError as error:
             problems.append(error.sentence)
             estimate = 0
-        for position in positions.all():
-            report.beat()  # each may ask a slow server
+        for order_id in [each.id for each in positions.all()]:
+            report.beat()  # each may ask a slow server, and contracts are signed meanwhile
+            if (position := positions.get(order_id)) is None:
+                continue
             try:
                 await self._see_to(client, positions, position, estimate)
             except ServerLost:

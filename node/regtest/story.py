@@ -211,8 +211,7 @@ class Story:
     async def _rollovers(self) -> None:
         """Positions are rolled over by hand, and whoever is killed finds what it must finish on its disk."""
         for kill in self.plan.during("rollover"):
-            view = await self._standing()
-            await self._asked(f"/positions/{view['order_id']}/rollover")
+            view = await self._asked("rollover")
             await trio.sleep(kill.moment * ROLLING)
             await self._strike(kill)
             self.disturbed.append((kill, view["order_id"]))
@@ -235,10 +234,9 @@ class Story:
 
     async def _closes(self) -> None:
         for kill in self.plan.during("close", "force close"):
-            view = await self._standing()
+            view = await self._asked("close") if kill.scene == "close" else await self._standing()
             order_id = view["order_id"]
             if kill.scene == "close":
-                await self._asked(f"/positions/{order_id}/close")
                 self.records[self.taker.name].acknowledged(order_id, "CloseProposed")
             else:
                 node = self._draw.choice(self.nodes)
@@ -269,17 +267,21 @@ class Story:
                 await comes_true(node, f"/positions/{new}", lambda view: view["state"] == State.OPEN.value)
         return dict(await answer(self.taker, f"/positions/{new}"))
 
-    async def _asked(self, path: str) -> None:
-        """Of the taker, which may not yet have found its maker, or a fresh quote, again."""
-        with self.within(path):
-            while True:
-                response = await self.taker.answer("POST", path, {} if path.endswith("close") else None)
-                if response.status_code == 202:
-                    return
-                if response.status_code not in (404, 409, 503):
-                    raise Failed(f"{path} was answered with {response.status_code} {response.text}")
-                self.doing = f"{path}: {response.json().get('detail')}"
-                await trio.sleep(0.2)
+    async def _asked(self, what: str) -> dict[str, Any]:
+        """`close` or `rollover` of a position that is open for both. Asked again of the taker, which may not yet have
+        found its maker, or a fresh quote; about another position if this one comes to its end meanwhile."""
+        while True:
+            view = await self._standing()
+            path = f"/positions/{view['order_id']}"
+            with self.within(f"{path}/{what}"):
+                while (await answer(self.taker, path))["state"] in (State.OPEN, State.ROLLING_OVER):
+                    response = await self.taker.answer("POST", f"{path}/{what}", {} if what == "close" else None)
+                    if response.status_code == 202:
+                        return view
+                    if response.status_code not in (404, 409, 503):
+                        raise Failed(f"{path}/{what} was answered with {response.status_code} {response.text}")
+                    self.doing = f"{path}/{what}: {response.json().get('detail')}"
+                    await trio.sleep(0.2)
 
     async def _settlements(self) -> None:
         views = [view for node in self.nodes for view in await positions(node) if view["contract"]]

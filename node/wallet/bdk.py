@@ -79,6 +79,8 @@ class BdkWallet(Wallet):
         self._electrum = electrum
         self._run_blocking = run_blocking
         self._kept: _Kept | None = None
+        self._coinbases: dict[bytes, bool] = {}
+        """By transaction id, of coins: to ask BDK costs more than all else that is said of one."""
         self._syncing = trio.Lock()
         self._turn = trio.Lock()
         """Held around each use of the wallet that must see or leave it whole, for milliseconds."""
@@ -244,18 +246,20 @@ class BdkWallet(Wallet):
         height = self._wallet.latest_checkpoint().height
         coins = []
         for output in self._wallet.list_unspent():
-            transaction = self._wallet.get_tx(output.outpoint.txid)
-            position = output.chain_position
+            txid, position = bytes(output.outpoint.txid.serialize()), output.chain_position
+            if txid not in self._coinbases:
+                transaction = self._wallet.get_tx(output.outpoint.txid)
+                self._coinbases[txid] = transaction is not None and transaction.transaction.is_coinbase()
             coins.append(
                 Coin(
-                    bytes(output.outpoint.txid.serialize()),
+                    txid,
                     output.outpoint.vout,
                     output.txout.value.to_sat(),
                     bytes(output.txout.script_pubkey.to_bytes()),
                     confirmations=height - position.confirmation_block_time.block_id.height + 1
                     if position.is_confirmed()
                     else 0,
-                    coinbase=transaction is not None and transaction.transaction.is_coinbase(),
+                    coinbase=self._coinbases[txid],
                 )
             )
         return sorted(coins, key=lambda coin: coin.outpoint), height

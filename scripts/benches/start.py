@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import httpx2
 import trio
@@ -85,14 +87,14 @@ async def _measured(folder: Path, rounds: int, positions: int, events: int) -> t
     async with trio.open_nursery() as nursery:
         world: RunningWorld = await nursery.start(run_world, WorldConfig(data=folder / "world"))
         data = folder / "maker"
-        await _prepared(world, data, positions, events)
+        _prepared(world, data, positions, events)
         starts = [await _start(world, data) for _ in range(rounds + 1)]
         raw = summary([_read(files.store_file(data)) for _ in range(rounds)])
         nursery.cancel_scope.cancel()
     return starts[1:], raw
 
 
-async def _prepared(world: RunningWorld, data: Path, positions: int, events: int) -> None:
+def _prepared(world: RunningWorld, data: Path, positions: int, events: int) -> None:
     """A maker's data directory, and its locks in the chain."""
     seed = Seed.generate()
     data.mkdir(mode=0o700)
@@ -117,12 +119,10 @@ async def _prepared(world: RunningWorld, data: Path, positions: int, events: int
         scripts=lambda number: (account.script(CHANGE, number), account.script(RECEIVE, number)),
     )
     placed = _locked(world, made)
-    # in a thread: it runs a loop of its own
-    await trio.to_thread.run_sync(
-        lambda: make_history(
-            files.store_file(data), positions, events, made=made, placed=placed, seed=seed.secret, oracle=oracle
-        )
-    )
+    history = partial(make_history, made=made, placed=placed, seed=seed.secret, oracle=oracle)
+    thread = Thread(target=history, args=(files.store_file(data), positions, events))  # it runs a loop of its own
+    thread.start()
+    thread.join()
 
 
 def _coins(world: RunningWorld, positions: int) -> list[tuple[FundingInput, FundingInput]]:
