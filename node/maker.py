@@ -273,7 +273,10 @@ class Maker:
             assert found is not None, "positions are never forgotten"
             return found
 
+        asked: list[bytes] = []
+
         async def decide(ask: DecideClose) -> Rejected | None:
+            asked.append(ask.order_id)
             return await self.desk.decide_close(position(ask.order_id), ask.price)
 
         async def check(ask: CheckClose) -> None:
@@ -287,6 +290,8 @@ class Maker:
                 log.info("settlement signed", txid=CTransaction.deserialize(raw).GetTxid()[::-1].hex(), **told)
             except CodedError as error:
                 log.info("settlement ended", code=error.code, reason=error.sentence, **told)
+                for order_id in asked:
+                    await self._settlement.note(order_id, error)
 
 
 def _kept(data: Path) -> tuple[Kept, str]:

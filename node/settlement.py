@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import trio
@@ -10,18 +11,22 @@ from attrs import frozen
 from node.network.conversation import Host
 from node.oracle.client import OracleClient, ask_of_each
 from node.position.book import Positions
-from node.position.closing import check_closable, check_spendable
+from node.position.closing import check_closable, check_spendable, fail_close
 from node.position.commands import RefusedCommand
 from node.position.state import Position
 from node.setup import Answers, SetupNode
 from protocols.contract.oracle import Attestation
 from protocols.dialogue import Ask, Fact
-from protocols.errors import Declined
+from protocols.errors import CodedError, Declined
 from protocols.settlement import CloseSigned, Contract, FetchAttestations, FindContract, FindPublished
 
 CATCH_UP_WITHIN = 20.0
 """Seconds that a peer's proposal waits for a commit of ours to confirm in our own view: its block may come later."""
 
+OTHER_CONTRACT = (
+    "the taker holds another contract than we do: one of us has a record from before the last rollover. Who has the"
+    " newer one may force close; that pays both"
+)
 SPEND_OFF = "cooperative_spend_off"
 """The code of who spends no commit together with its peers."""
 
@@ -83,6 +88,13 @@ class SettlementNode:
         if position.commit is None:
             raise Declined("commit_unconfirmed", "the commit has no confirmation yet")
         return Contract(position.plan(attempt.index), self._fund(position))
+
+    async def note(self, order_id: bytes, error: CodedError) -> None:
+        """Have it on record, once, that a taker refused its own close since one of the two records is old."""
+        if error.code == "other_contract":
+            refusal = fail_close(error.code, OTHER_CONTRACT, rejected=True)
+            with contextlib.suppress(CodedError):
+                await self.base.positions.call(Positions.record, order_id, refusal)
 
     def _fund(self, position: Position) -> bytes:
         return position.keys(0, self.base.seed).fund  # the same in every contract of a position

@@ -59,7 +59,7 @@ def store_repairs(
             "move-aside",
             "move the damaged file aside and start with an empty one",
             "the node forgets its history, and what it keeps of the oracle's word; positions that the backup holds come"
-            " back as recovered, and for all others it does nothing any more, neither at expiry nor when the peer cheats",
+            " back as recovered, for all others it does nothing any more, neither at expiry nor when the peer cheats",
             partial(while_down, partial(aside, path)),
         ),
     )

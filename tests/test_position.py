@@ -83,6 +83,7 @@ from node.position.events import (
     SpendConfirmed,
     SpendPublished,
     SpendSigned,
+    UnknownCommitConfirmed,
 )
 from node.position.evolve import replay
 from node.position.facts import command_of, decode_signatures, encode_signatures
@@ -186,6 +187,7 @@ EXAMPLES: tuple[Event, ...] = (
     Buried(616),
     Recovered("restored from a backup"),
     RecoveryOverridden(),
+    UnknownCommitConfirmed(TXID, bytes([0, 32]), 514, BLOCK),
 )
 
 

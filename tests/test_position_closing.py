@@ -3,26 +3,29 @@ is due then, and what a reorganisation changes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import pytest
 from attrs import evolve
+from bitcoin.core import CTransaction
 
 from node.position.abandon import spend_back
 from node.position.closing import check_closable, fail_close, propose_close, punish
-from node.position.commands import RefusedCommand, abandon_lock, attest, force_close, recover
+from node.position.commands import RefusedCommand, abandon_lock, attest, force_close, override_recovery, recover
 from node.position.due import due, punishment
 from node.position.events import CloseConfirmed, ConfirmationLost, LockConfirmed, PriceAttested
 from node.position.evolve import evolve as evolve_position
 from node.position.facts import command_of
 from node.position.observing import ENDING_CONFIRMATIONS, observe
-from node.position.state import EndingKind, State
+from node.position.state import EndingKind, State, watched_scripts
 from protocols import settlement
 from protocols.contract.closing import close_outputs
 from protocols.contract.outcomes import covering
 from protocols.contract.payout import Payout
-from protocols.contract.terms import REGTEST_TIMELOCKS, Role
+from protocols.contract.sighash import TxOut
+from protocols.contract.terms import REGTEST_TIMELOCKS, Role, Timelocks
+from protocols.contract.transactions import FINAL, unsigned
 from protocols.dialogue import Fact
 from tests.lives import (
     ATTESTED,
@@ -33,6 +36,7 @@ from tests.lives import (
     close,
     completed,
     do,
+    identified,
     lock,
     opened,
     punished,
@@ -190,10 +194,60 @@ def test_a_commit_that_our_record_does_not_know_tells_that_the_record_is_old() -
     assert see(made, unknown) == []
     assert made.do(force_close("by the user"))
     made = rolled(TAKER)
-    assert names(see(made, unknown, SEEN)) == ["Recovered"]
+    assert names(see(made, unknown, SEEN)) == ["Recovered", "UnknownCommitConfirmed"]
     assert see(made, unknown, SEEN) == []
-    with pytest.raises(RefusedCommand, match="may be older"):
-        made.do(force_close("by the user"))
+    assert made.position.state is State.COMMITTED
+    for asked in (force_close("by the user"), override_recovery("by the user"), propose_close("1", "1")):
+        with pytest.raises(RefusedCommand):
+            made.do(asked)
+    assert due(made.position, TRADER[TAKER].seed, None) == {}
+
+
+UNKNOWN_ENDINGS = (
+    (lambda timelocks: timelocks.settlement, {MAKER: 4_000, TAKER: 6_000}, EndingKind.CET, State.SETTLED),
+    (lambda timelocks: timelocks.settlement, {MAKER: 10_000}, EndingKind.CET, State.SETTLED),
+    (lambda timelocks: timelocks.refund, {MAKER: 5_000, TAKER: 5_000}, EndingKind.REFUND, State.REFUNDED),
+    (lambda _: FINAL, {MAKER: 4_000, TAKER: 6_000}, EndingKind.SPEND, State.SETTLED),
+    (lambda _: FINAL, {MAKER: 10_000}, EndingKind.PUNISH, State.PUNISHED),
+)
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize(("sequence", "paid", "kind", "ended"), UNKNOWN_ENDINGS)
+def test_what_spends_a_commit_that_is_not_on_record_ends_the_position(
+    role: Role, sequence: Callable[[Timelocks], int], paid: Mapping[Role, int], kind: EndingKind, ended: State
+) -> None:
+    """By what stands in the chain alone; the payout scripts are those of every contract of the position."""
+    made, unknown = rolled(role), rollovers(2).commit(role.other, 2)
+    see(made, unknown, SEEN)
+    ((commit, _),) = unknown.items()
+    plan = made.position.plan(0)
+    outputs = [TxOut(amount, plan.party(each).payout_script) for each, amount in paid.items()]
+    ending = identified(unsigned(2, [(commit, 0, sequence(plan.terms.timelocks))], outputs).serialize())
+
+    def look(tip: int, height: int | None) -> list[str]:
+        return names(made.do(observe(view(tip, (lock(), LOCKED), (unknown, SEEN), (ending, height)))))
+
+    assert CTransaction.deserialize(unknown[commit]).vout[0].scriptPubKey in watched_scripts(made.position)
+    assert look(SEEN + 20, None) == [], "a mempool shows whatever its server likes"
+    assert look(SEEN + 20, SEEN + 20)[-1].endswith("Published")
+    assert look(SEEN + 22, SEEN + 20)[-1].endswith("Confirmed")
+    assert made.position.ending is not None
+    assert made.position.ending.kind is kind
+    assert (made.position.ending.maker_payout, made.position.ending.taker_payout) == (paid[MAKER], paid.get(TAKER, 0))
+    assert made.position.state is ended
+    assert look(SEEN + 121, SEEN + 20) == ["Buried"]
+    assert made.position.over
+
+
+def test_a_reorganisation_takes_an_unknown_commit_back() -> None:
+    made, unknown = rolled(TAKER), rollovers(2).commit(MAKER, 2)
+    see(made, unknown, SEEN)
+    assert names(see(made)) == ["ConfirmationLost"]
+    assert made.position.unknown_commit is None
+    assert made.position.state is State.OPEN
+    assert made.position.recovered
+    assert names(see(made, unknown, SEEN)) == ["UnknownCommitConfirmed"]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

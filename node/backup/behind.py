@@ -116,12 +116,12 @@ class Comparison:
             await self.backup.until(*(set(State) - {State.STARTING}))
         await self._compare(positions)
 
-    async def run(self, positions: Positions, report: Report) -> None:
+    async def run(self, positions: Positions) -> None:
         """Compare, and take over, until there is nothing left that the store lacks."""
         while self.behind is None or self.behind:
             await self.backup.until(*UP)
             await self._compare(positions, all_of_it=self.behind is None)
-            positions.tell(report)
+            positions.tell()
             await trio.sleep(AGAIN)
 
     async def _compare(self, positions: Positions, *, all_of_it: bool = False) -> None:

@@ -31,8 +31,11 @@ from node.position.events import (
     CODEC,
     STREAM,
     Buried,
+    ConfirmationLost,
+    Confirmed,
     Event,
     RevocationReceived,
+    UnknownCommitConfirmed,
     points_of,
     signatures_blob,
     stream_of,
@@ -50,6 +53,14 @@ from protocols.errors import LocalError, WorldError
 
 _log = structlog.get_logger(__name__)
 
+UNKNOWN_COMMIT = (
+    "its lock is spent by a contract that this record, which is too old, does not know: the peer alone can publish what"
+    " pays it out"
+)
+UNKNOWN_REMEDY = (
+    "ask the peer to let its node run until the payout or the refund is out; our part of it then comes to the wallet,"
+    " and the position ends. A newer backup, restored into a new data directory, could publish it too"
+)
 CONFLICT_TRIES = 5
 AGAIN = 10.0
 """Seconds until a disk that refused to take something is asked again."""
@@ -97,10 +108,12 @@ class Positions:
         """Why nothing can be written in this life of the store."""
         self.unreadable: dict[bytes, str] = {}
         """Positions whose record is damaged, with what is wrong: the disk must be mended."""
+        self._report = UNREPORTED
         self.changed = Latest(0)
         """Rises with every change of any position: what waits for one loops over its `changes`."""
 
     async def load(self, report: Report = UNREPORTED) -> None:
+        self._report = report
         async with aclosing(load_all(self._store)) as those:
             async for each in those:
                 report.beat()
@@ -145,18 +158,20 @@ class Positions:
         of it is published."""
         return self.backup is not None and self.backup.comparison.unsure_of(order_id)
 
-    def tell(self, report: Report) -> None:
+    def tell(self) -> None:
         """Say what is wrong with them."""
-        problems, remedy = list(self.unreadable.values()), REMEDY
+        problems = [(each, REMEDY) for each in self.unreadable.values()]
         if self.read_only is not None:
-            problems.insert(0, self.read_only.sentence)
+            problems.insert(0, (self.read_only.sentence, REMEDY))
         if self.backup is not None:
-            remedy = remedy if problems else self.backup.comparison.remedy
-            problems += self.backup.comparison.problems
+            problems += [(each, self.backup.comparison.remedy) for each in self.backup.comparison.problems]
+        for position in self._positions.values():
+            if position.unknown_commit is not None and not position.ended:
+                problems.append((f"position {position.id.hex()}: {UNKNOWN_COMMIT}", UNKNOWN_REMEDY))
         if problems:
-            report.degraded("; ".join(problems), remedy)
+            self._report.degraded("; ".join(sentence for sentence, _ in problems), problems[0][1])
         else:
-            report.recovered()
+            self._report.recovered()
 
     def check_writable(self) -> None:
         """Raises `WorldError` (``store_read_only``) when no command can be recorded: nothing new may be begun then."""
@@ -262,6 +277,8 @@ class Positions:
                 position = evolve(position, event, each.recorded_at)
             self._take(position, points_of(events))
             self._after(position, events)
+            if any(isinstance(event, UnknownCommitConfirmed | Confirmed | ConfirmationLost) for event in events):
+                self.tell()
             await self._prune(position, events)
             return position
         raise LocalError("conflict", f"position {order_id.hex()} was changed by another writer again and again")
@@ -394,10 +411,10 @@ async def run_positions(
             if position.state in (State.ORDERED, State.SETTING_UP) and positions.read_only is None:
                 interrupted = fail_setup("interrupted", "the node stopped before the setup was complete")
                 await positions.execute(position.id, interrupted)
-        positions.tell(report)
+        positions.tell()
         async with trio.open_nursery() as nursery:
             if positions.backup is not None:
-                nursery.start_soon(positions.backup.comparison.run, positions, report)
+                nursery.start_soon(positions.backup.comparison.run, positions)
                 nursery.start_soon(positions.backup.run, positions)
             if positions.read_only is None:
                 nursery.start_soon(positions.keep_tidy)

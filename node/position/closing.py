@@ -23,7 +23,7 @@ def check_closable(position: Position) -> Attempt:
     contract = position.contract
     if contract is None or position.lock is None or position.ended:
         raise refuse(position, "not_open", "there is nothing to close")
-    if position.publishing is not None or position.commit_seen is not None:
+    if position.publishing is not None or position.commit_seen is not None or position.unknown_commit is not None:
         raise refuse(position, "commit_out", "a commit is out; the contract settles by the oracle's price")
     if position.rolling and not position.recovered:  # a recovered one is not rolled over any more
         raise refuse(position, "unfinished_rollover", "it goes on by itself once both are connected; or force close")

@@ -162,7 +162,7 @@ def force_close(reason: str) -> Command:
         contract = position.contract
         if contract is None or position.lock is None:
             raise refuse(position, "not_open", "there is no confirmed lock that a commit could spend")
-        if position.commit is not None or position.ended:
+        if position.commit is not None or position.unknown_commit is not None or position.ended:
             raise refuse(position, "already_committed", "the lock is spent already")
         if position.recovered and not position.overridden:
             raise refuse(

@@ -28,6 +28,8 @@ def due(position: Position, seed: bytes, signatures: Signatures | None) -> dict[
         return {}
     if position.lock is None:
         return _lock(position)
+    if position.unknown_commit is not None:
+        return {}  # what we could sign, its publisher alone can complete
     wanted: dict[bytes, bytes] = {}
     if position.commit is None:
         if position.closing is not None and position.close_raw is not None:

@@ -486,6 +486,18 @@ class RecoveryOverridden:
     """The user knows what a commit of an old record may cost, and wants this one's published all the same."""
 
 
+@CODEC.event("UnknownCommitConfirmed")
+@frozen
+class UnknownCommitConfirmed:
+    """The lock is spent by a commit that is not on record. What spends that one ends the position."""
+
+    txid: bytes
+    script: bytes
+    """Of its first output: what spends it shows there."""
+    height: int
+    block: bytes
+
+
 Event: TypeAlias = (
     OrderPlaced
     | OrderRejected
@@ -534,6 +546,7 @@ Event: TypeAlias = (
     | Buried
     | Recovered
     | RecoveryOverridden
+    | UnknownCommitConfirmed
 )
 
 

@@ -59,6 +59,7 @@ from node.position.events import (
     SpendConfirmed,
     SpendPublished,
     SpendSigned,
+    UnknownCommitConfirmed,
 )
 from node.position.state import Attempt, Ending, EndingKind, Placed, Position
 
@@ -136,6 +137,8 @@ def evolve(position: Position, event: Event, at: float = 0.0) -> Position:
             return attrs.evolve(change, recovered=True, overridden=False)
         case RecoveryOverridden():
             return attrs.evolve(change, overridden=True)
+        case UnknownCommitConfirmed():
+            return attrs.evolve(change, unknown_commit=event)
         case (
             RolloverBegun()
             | RolloverHeld()
@@ -169,7 +172,10 @@ def _unconfirmed(position: Position, change: Position, txid: bytes, at: float) -
             ending=None,
             cet_timelock_expired=False,
             refund_timelock_expired=False,
+            unknown_commit=None,
         )
+    if position.unknown_commit is not None and position.unknown_commit.txid == txid:
+        return attrs.evolve(change, unknown_commit=None, ending=None)
     if position.commit is not None and position.commit.txid == txid:
         return attrs.evolve(
             change, commit=None, ending=ending, cet_timelock_expired=False, refund_timelock_expired=False

@@ -32,10 +32,11 @@ from node.position.events import (
     SpendCompleted,
     SpendConfirmed,
     SpendPublished,
+    UnknownCommitConfirmed,
     Witnesses,
 )
 from node.position.evolve import evolve
-from node.position.state import Attempt, EndingKind, Position
+from node.position.state import Attempt, EndingKind, Placed, Position
 from protocols.contract.signing import spends_lock
 from protocols.contract.terms import Role
 from protocols.contract.transactions import FINAL, ContractTransactions
@@ -90,7 +91,9 @@ def observe(view: View) -> Command:
 def _observe_reorganisation(position: Position, view: View) -> list[Event]:
     events: list[Event] = []
     ending = position.ending.confirmed if position.ending is not None else None
-    for placed in (ending, position.commit, position.lock, position.spent_back):
+    commit = position.unknown_commit
+    unknown = None if commit is None else Placed(commit.txid, commit.height, commit.block)
+    for placed in (ending, position.commit, unknown, position.lock, position.spent_back):
         if placed is None:
             continue
         seen = view.transactions.get(placed.txid)
@@ -194,9 +197,12 @@ def _observe_close(position: Position, view: View, seen: Seen) -> list[Event]:
         events.append(CloseCompleted(seen.raw))  # the maker kept its last message; a mempool refuses what is not valid
     if sum(_paid(position, seen).values()):
         events += _ending(position, view, seen, EndingKind.CLOSE)
-    elif not position.recovered and view.confirmations(seen.txid) >= COMMIT_CONFIRMATIONS:
+    elif view.confirmations(seen.txid) >= COMMIT_CONFIRMATIONS and position.unknown_commit is None:
         # we signed it, and do not know it; what only a mempool shows is the chain server's word
-        events.append(Recovered("the lock is spent by a commit that is not on record"))
+        if not position.recovered:
+            events.append(Recovered("the lock is spent by a commit that is not on record"))
+        script = bytes(seen.tx.vout[0].scriptPubKey)
+        events.append(UnknownCommitConfirmed(seen.txid, script, *_where(view, seen.txid)))
     return events
 
 
@@ -219,6 +225,8 @@ def _observe_timelocks(position: Position, view: View) -> list[Event]:
 
 def _observe_ending(position: Position, view: View) -> list[Event]:
     """What spends the commit that is out."""
+    if position.unknown_commit is not None:
+        return _observe_unknown_ending(position, view, position.unknown_commit.txid)
     if position.commit_seen is None:
         return []
     seen = view.spender(position.commit_seen.txid, 0)
@@ -236,6 +244,22 @@ def _observe_ending(position: Position, view: View) -> list[Event]:
     if position.spend is not None and position.spend.txid == seen.txid and position.spend_raw is None:
         events.append(SpendCompleted(seen.raw))
     return events + _ending(position, view, seen, kind)
+
+
+def _observe_unknown_ending(position: Position, view: View, commit: bytes) -> list[Event]:
+    """What spends a commit that is not on record. The payout scripts and the refund's lock are those of every contract
+    of the position, so what was paid is known, and by which kind of transaction as far as one can tell."""
+    seen = view.spender(commit, 0)
+    if seen is None or seen.height is None:
+        return []  # whether it is validly signed cannot be checked: a block has to tell
+    sequence = seen.tx.vin[0].nSequence
+    if sequence == FINAL:
+        # both sides spend it together, or one takes all because the other had revoked it
+        kind = EndingKind.SPEND if all(_paid(position, seen).values()) else EndingKind.PUNISH
+    else:
+        refund = sequence == position.plan(0).terms.timelocks.refund
+        kind = EndingKind.REFUND if refund else EndingKind.CET
+    return _ending(position, view, seen, kind)
 
 
 def _ending(position: Position, view: View, seen: Seen, kind: EndingKind) -> list[Event]:

@@ -18,6 +18,7 @@ from node.position.events import (
     PunishSigned,
     RolloverBegun,
     SpendSigned,
+    UnknownCommitConfirmed,
     Witnesses,
 )
 from protocols.contract.funding import OutPoint
@@ -194,6 +195,8 @@ class Position:
     """Its record may be older than what was signed (design.md, rule 7)."""
     overridden: bool = False
     """The user has its commit published all the same."""
+    unknown_commit: UnknownCommitConfirmed | None = None
+    """A commit in a block that this record, which is too old, does not know."""
     _plans: dict[int, tuple[Attempt, ContractPlan]] = field(factory=dict, eq=False, repr=False)
     """By index, with what they were made of; handed on from one version of the position to the next."""
 
@@ -330,6 +333,8 @@ def watched_scripts(position: Position) -> frozenset[bytes]:
         scripts.add(position.transactions(present.index).commit_output.script)
     if position.abandoned is not None:
         scripts.add(spent_back_to(position.abandoned))
+    if position.unknown_commit is not None:
+        scripts.add(position.unknown_commit.script)
     return frozenset(scripts)
 
 
@@ -346,6 +351,8 @@ def _state(position: Position) -> State:
         return _STATES[position.ending.kind][position.ending.confirmed is not None]
     if position.cheated:
         return State.PUNISHING
+    if position.unknown_commit is not None:
+        return State.COMMITTED
     if position.attested is not None:
         return State.SETTLING
     if position.commit is not None:

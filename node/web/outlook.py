@@ -104,6 +104,11 @@ def next_view(position: Position, clock: Clock, rollover: View | None = None) ->
 def _next(position: Position, rollover: View) -> tuple[str, int | None]:
     """With the moment in the oracle's calendar."""
     expiry = position.plan(position.present.index).announcements[-1].time if position.present is not None else None
+    if position.unknown_commit is not None and position.ending is None:
+        return (
+            "a newer contract of it is out, which its record does not know: the peer's node publishes the payout",
+            None,
+        )
     if position.recovered and not position.ended:
         return "it was restored from a backup: the peer's word or yours decides how it goes on", None
     match position.state:
