@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benches import Figure, summary, timed
+from scripts.benches import Figure, start, summary, timed
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,3 +68,11 @@ def test_the_transport_is_measured_beside_another() -> None:
     trips = next(line for line in lines if "connect over a slow wire" in line)
     # late it may be on a busy machine, early never
     assert float(trips.split(": ")[2].split()[0]) >= 2
+
+
+@pytest.mark.slow
+def test_a_start_with_a_history_is_measured() -> None:
+    """Its positions are in the chain of a world, and all services become healthy with them."""
+    page, healthy, memory = start.figures(rounds=1, positions=20, events=2_000)
+    assert 0 < page.ours < healthy.ours
+    assert memory.unit == "MB"
