@@ -1,4 +1,4 @@
-"""h2 set up for two nodes that know each other: the settings, and the two places where its manners do not fit."""
+"""HTTP/2 by h2, the reference: set up for two nodes that know each other, with two manners of its own changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import h2.events
 from attrs import field, frozen
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.settings import SettingCodes, Settings
+from h2.settings import Settings
 from h2.stream import StreamClosedBy
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
 from protocols.transport.guard import MAX_DATA, MAX_HEADER_BLOCK, Budgets
-
-_INITIAL_CONNECTION_WINDOW = 65_535  # RFC 9113 section 6.9.2
 
 
 @frozen
@@ -30,6 +28,8 @@ class SessionLimits:
     unsent_answers: int = 16 * 1024
     """Bytes of acknowledgements, refusals, ends and resets that may wait for a peer who does not read."""
     budgets: Budgets = field(factory=Budgets)
+    reference: bool = False
+    """Whether to speak HTTP/2 by h2 and not by our own framing, which says the same."""
 
 
 class Http2(H2Connection):
@@ -37,10 +37,31 @@ class Http2(H2Connection):
 
     MAX_CLOSED_STREAMS = 1024
 
-    def __init__(self, config: H2Configuration) -> None:
+    def __init__(self, settings: Settings, *, initiator: bool) -> None:
+        """`settings`: ours."""
+        config = H2Configuration(
+            client_side=initiator,
+            header_encoding=None,
+            # Our own headers are lower case and few: h2 need not look at them.
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
         super().__init__(config)
         self.ignored = 0
-        """Flow-controlled bytes received on streams that we had reset."""
+        # In force from the first byte and not from the peer's acknowledgement: it has them before its first stream,
+        # because they ride in the handshake.
+        self.local_settings = settings
+        self.max_inbound_frame_size = MAX_DATA
+        self.decoder.max_header_list_size = MAX_HEADER_BLOCK
+        self.initiate_connection()
+
+    def lives(self, stream_id: int) -> bool:
+        stream = self.streams.get(stream_id)
+        return stream is not None and not stream.closed
+
+    @property
+    def unsent(self) -> int:
+        return len(self._data_to_send)
 
     def _receive_frame(self, frame: Frame) -> list[h2.events.Event]:
         if self._stream_closed_by(frame.stream_id) is StreamClosedBy.SEND_RST_STREAM:
@@ -65,31 +86,3 @@ class Http2(H2Connection):
         elif isinstance(frame, HeadersFrame):
             self.decoder.decode(frame.data, raw=True)
         return []
-
-
-def http2(limits: SessionLimits, *, initiator: bool) -> Http2:
-    config = H2Configuration(
-        client_side=initiator,
-        header_encoding=None,
-        # Our own headers are lower case and few: h2 need not look at them.
-        validate_outbound_headers=False,
-        normalize_outbound_headers=False,
-    )
-    connection = Http2(config)
-    # In force from the first byte and not from the peer's acknowledgement: it has them before its first stream,
-    # because they ride in the handshake.
-    connection.local_settings = Settings(
-        client=initiator,
-        initial_values={
-            SettingCodes.ENABLE_PUSH: 0,
-            SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window,
-            SettingCodes.MAX_FRAME_SIZE: MAX_DATA,
-            SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
-            SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BLOCK,
-        },
-    )
-    connection.max_inbound_frame_size = MAX_DATA
-    connection.decoder.max_header_list_size = MAX_HEADER_BLOCK
-    connection.initiate_connection()
-    connection.increment_flow_control_window(limits.connection_window - _INITIAL_CONNECTION_WINDOW)
-    return connection

@@ -1,4 +1,4 @@
-"""Streams by HTTP/2 frames: one h2 connection a side, and both sides open streams (network.md, "Streams").
+"""Streams by HTTP/2 frames: one engine a side, and both sides open streams (network.md, "Streams").
 
 What h2 does not do is here: who has ended what, windows given back at two speeds, the answer's status that rides
 with its first data, refusals with a body, and what may still arrive on a stream that we have given up.
@@ -15,6 +15,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from protocols.errors import LocalError, RemoteProtocolError
+from protocols.transport.engine import engine
 from protocols.transport.events import (
     DataArrived,
     DrainHeard,
@@ -29,7 +30,7 @@ from protocols.transport.events import (
     WindowOpened,
 )
 from protocols.transport.guard import HEADER_BYTES, MAX_DATA, Guard
-from protocols.transport.http2 import SessionLimits, http2
+from protocols.transport.http2 import SessionLimits
 
 OK = 200
 MAX_REFUSAL = 4096
@@ -65,7 +66,7 @@ class Streams:
         self._own = own.hex().encode()
         self.peer = peer
         self._guard = Guard(limits.budgets, preface=not initiator)
-        self._h2 = http2(limits, initiator=initiator)
+        self._h2 = engine(limits, initiator=initiator)
         self._streams: dict[int, _Stream] = {}
         self._ours = 0
         self._next_id = 1 if initiator else 2
@@ -114,7 +115,7 @@ class Streams:
             raise RemoteProtocolError("bad_frame", f"{type(error).__name__}: {error}") from error
         for stream_id in self._refused_streams:
             # A stream may be over already: only now, behind the whole batch, does h2 know.
-            if not self._closed and (stream := self._h2.streams.get(stream_id)) and not stream.closed:
+            if not self._closed and self._h2.lives(stream_id):
                 self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
         self._refused_streams.clear()
         self._return_to_connection()
@@ -348,15 +349,16 @@ class Streams:
     @property
     def unsent(self) -> int:
         """Bytes that wait to be taken."""
-        self._collect()
-        return len(self._outgoing)
+        return len(self._outgoing) + self._h2.unsent
 
     def take(self) -> bytes:
         """What is to be sent now."""
+        self._answers = 0
+        if not self._outgoing:
+            return self._h2.data_to_send()
         self._collect()
         data = bytes(self._outgoing)
         self._outgoing.clear()
-        self._answers = 0
         return data
 
     def _collect(self) -> None:
