@@ -15,8 +15,8 @@ from node.close_price import is_worse
 from node.config import TakerConfig
 from node.core import Core, build
 from node.errors import Conflict, FieldError, NeedsUser, NotFound
-from node.health import Report, stay
-from node.makers import Changes, keep_changes
+from node.health import Report, State, stay
+from node.makers import Changes, keep_changes, read_changes
 from node.metrics import Measured, serve_metrics
 from node.network.address import PeerAddress, PeerId
 from node.network.connection import Connection
@@ -114,13 +114,9 @@ class Taker:
         )
         taker = cls(core, config)
         taker.schedule = Schedule(RolloverNode(core.setup, core.feeds), config.rollover, taker.connections.get)
-        makers: dict[PeerId, list[PeerAddress]] = {}
-        for address in map(PeerAddress.parse, config.makers):
-            makers.setdefault(address.peer, []).append(address)
-        for peer, addresses in makers.items():
-            taker.links[peer.key] = core.supervisor.reporting(
-                f"maker-{peer.short}", partial(taker._keep_link, *addresses), [core.endpoint]
-            )
+        taker._changes = read_changes(config.data)
+        for peer, addresses in taker._changes.apply(config.makers).items():
+            taker._link(peer, addresses)
         taker._trades = core.supervisor.reporting("setups", _run_nursery, [core.positions])
         taker._rollovers = core.supervisor.reporting("rollovers", taker.schedule.run, [core.positions])
         settling = SettlementNode(core.setup, config.cooperative_spend)
@@ -159,13 +155,13 @@ class Taker:
 
     # --- which makers -------------------------------------------------------------------------------------------------
 
-    def _link(self, address: PeerAddress) -> None:
-        self.links[address.peer.key] = self.core.supervisor.reporting(
-            f"maker-{address.peer.short}", partial(self._keep_link, address), [self.core.endpoint]
+    def _link(self, peer: PeerId, addresses: list[PeerAddress]) -> None:
+        self.links[peer.key] = self.core.supervisor.reporting(
+            f"maker-{peer.short}", partial(self._keep_link, *addresses), [self.core.endpoint]
         )
 
     async def add_maker(self, text: str) -> bytes:
-        """Keep a link to that maker from now on, over restarts too; one that is known is dialled at this address.
+        """Keep a link to that maker from now on, over restarts too; one that is known is dialled there first.
 
         Returns its identity. Raises FieldError for what is no address, `OSError` if it cannot be kept."""
         try:
@@ -173,9 +169,10 @@ class Taker:
         except LocalError as error:
             raise FieldError("address", error.sentence) from error
         await self._keep(self._changes.with_maker(address))
-        if address.peer.key in self.links:
-            self.core.supervisor.remove(self.links[address.peer.key].name)
-        self._link(address)
+        if (known := self.links.get(address.peer.key)) is not None:
+            self.core.supervisor.remove(known.name)
+            await known.until(State.STOPPED)
+        self._link(address.peer, self._changes.apply(self.config.makers)[address.peer])
         return address.peer.key
 
     async def remove_maker(self, identity: bytes) -> None:
@@ -186,7 +183,7 @@ class Taker:
             live = [each.id.hex() for each in positions.all() if each.peer == identity and not each.ended]
         if live:
             raise Conflict("positions_open", f"{len(live)} positions with this maker go on, the first is {live[0]}")
-        await self._keep(self._changes.without(identity))
+        await self._keep(self._changes.without(PeerId(identity)))
         self.core.supervisor.remove(self.links.pop(identity).name)
         self._offers.pop(identity, None)
 

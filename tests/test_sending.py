@@ -102,11 +102,11 @@ def test_a_table_has_a_line_for_each_position() -> None:
 def test_makers_that_were_added_or_taken_away_are_kept(tmp_path: Path) -> None:
     one, other, moved = (f"{name * 31}3f@127.0.0.1:{port}" for name, port in (("11", 1), ("22", 2), ("11", 3)))
     assert read_changes(tmp_path) == Changes({})
-    changes = Changes({}).with_maker(PeerAddress.parse(other)).without(PeerAddress.parse(one).peer.key)
+    changes = Changes({}).with_maker(PeerAddress.parse(other)).without(PeerAddress.parse(one).peer)
     keep_changes(tmp_path, changes)
-    assert [str(each) for each in read_changes(tmp_path).apply((one,))] == [other]
+    assert [str(each) for (each,) in read_changes(tmp_path).apply((one,)).values()] == [other]
     again = read_changes(tmp_path).with_maker(PeerAddress.parse(moved))
-    assert [str(each) for each in again.apply((one,))] == [moved, other]
+    assert [[str(each) for each in addresses] for addresses in again.apply((one,)).values()] == [[other], [moved, one]]
     for damaged in ("", "[]", '{"added": {"x": "y"}, "removed": []}'):
         files.makers_file(tmp_path).write_text(damaged)
         assert read_changes(tmp_path) == Changes({})

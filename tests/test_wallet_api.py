@@ -1,0 +1,103 @@
+"""What the page asks of real nodes before and beside a trade: previews, makers, coins sent, the feed's topics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from node.maker import Maker
+from node.regtest.world import RunningWorld
+from node.wallet.address import to_address
+from protocols.contract.scripts import p2tr
+from tests.test_node import MONEY, Api, maker_on, taker_on
+from tests.test_projections import feed_of
+from tests.worlds import fund, running_world, unspent
+
+ELSEWHERE = p2tr(bytes.fromhex("79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"))
+
+
+async def test_the_page_before_a_trade(tmp_path: Path) -> None:
+    async with (
+        running_world(tmp_path / "world", hour=2) as world,
+        maker_on(world.config, tmp_path / "maker") as (maker, node),
+    ):
+        await maker.healthy()
+        async with taker_on(world.config, tmp_path / "taker", str(node.address)) as taker:
+            await taker.healthy()
+            await _before_a_trade(world, maker, node, taker)
+
+
+async def _before_a_trade(world: RunningWorld, maker: Api, node: Maker, taker: Api) -> None:
+    for api in (maker, taker):
+        fund(world, await api.script(), MONEY)
+    await maker.seen_block(world)
+    await taker.seen_block(world)
+    price = (await taker.get("/prices"))["BTCUSD"]["ask"]
+    offer = await maker.done("/offers", side="short", price=price, max_quantity=5000)
+
+    # the ticket: by the offer's id, and by what stays when it is priced anew
+    async def offered() -> bool:
+        return [each["id"] for each in await taker.get("/offers")] == [offer["id"]]
+
+    await taker.sees(offered)
+    by_id = await taker.done("/orders/preview", offer_id=offer["id"], quantity=1000, leverage=2)
+    asked = {"symbol": "BTCUSD", "side": "long", "quantity": 1000, "leverage": 2}
+    assert await taker.done("/orders/preview", **asked, limit=price) == by_id
+    assert (by_id["side"], by_id["price"], by_id["problem"]) == ("long", price, None)
+    assert by_id["total"] == by_id["margin"] + by_id["fees"]["total"]
+    for limit, status, code in (("1", 409, "price_moved"), ("x", 422, "bad_value")):
+        worse = await taker.post("/orders", **asked, limit=limit)
+        assert (worse.status_code, worse.json()["code"]) == (status, code)
+    both = await taker.post("/orders", **asked, limit=price, offer_id=offer["id"])
+    assert both.status_code == 422
+    too_large = await taker.post("/orders/preview", **{**asked, "quantity": 6000}, limit=price)
+    assert (too_large.status_code, too_large.json()["field"]) == (422, "quantity")
+
+    # coins
+    (coin,) = (await taker.get("/wallet/coins"))["coins"]
+    assert (coin["value"], coin["spendable"], coin["held_by"]) == (MONEY, True, None)
+    await _sends(taker)
+    world.world.mine()
+    assert [paid.value for paid in unspent(world, ELSEWHERE)] == [1_000_000]
+
+    # makers
+    (known,) = await taker.get("/makers")
+    gone = await taker.http.delete(f"/makers/{known['identity']}")
+    assert (gone.status_code, await taker.get("/makers")) == (204, [])
+    assert (await taker.http.delete(f"/makers/{known['identity']}")).status_code == 404
+    bad = await taker.post("/makers", address="nobody")
+    assert (bad.status_code, bad.json()["field"]) == (422, "address")
+    again = await taker.post("/makers", address=str(node.address))
+    assert (again.status_code, again.json()["identity"]) == (201, known["identity"])
+    await taker.sees(offered)
+
+    about = await taker.get("/node")
+    assert (about["role"], about["explorer"]) == ("taker", None)
+    assert about["versions"]["store_schema"] >= 2
+    assert (await taker.get("/prices/BTCUSD/history?resolution=10s"))["candles"]
+    assert (await taker.http.get("/positions/history.csv")).text.startswith("order_id,")
+    assert "lines" in await taker.get("/log?lines=5")
+
+    # the feed has what the page shows
+    common = {"health", "tip", "wallet", "prices", "clock", "oracle", "backup"}
+    for api, more in ((maker, {"offers", "policy", "rates", "maker"}), (taker, {"makers"})):
+        async with feed_of(api) as feed:
+            _, state = await feed.next()
+            assert common | more <= state["topics"].keys()
+
+
+async def _sends(taker: Api) -> None:
+    address = to_address(ELSEWHERE, "regtest")
+    preview = await taker.done("/wallet/send", address=address, amount_sat=1_000_000, preview=True)
+    assert preview["txid"] is None
+    wrong = await taker.post("/wallet/send", address="bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", amount_sat=1000)
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "address")
+    much = await taker.post("/wallet/send", address=address, amount_sat=MONEY)
+    assert (much.status_code, much.json()["code"]) == (409, "insufficient_funds")
+    key = {"Idempotency-Key": "once"}
+    said = {"address": address, "amount_sat": 1_000_000}
+    sent = await taker.http.post("/wallet/send", json=said, headers=key)
+    assert sent.status_code == 200, sent.text
+    assert (await taker.http.post("/wallet/send", json=said, headers=key)).json() == sent.json()
+    assert {**sent.json(), "txid": None, "raw": None} == preview
+    (change,) = (await taker.get("/wallet/coins"))["coins"]
+    assert (change["value"], change["confirmations"]) == (preview["change"], 0)
