@@ -206,11 +206,16 @@ class ClockTable(_Table):
     """How the calendar of the oracle's events passes; on regtest only."""
 
     hour: Seconds = 3600.0
+    """Seconds that an hour takes."""
     anchor: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """The moment, in seconds since 1970, from which on hours take so long."""
 
 
 class OracleTable(_Table):
+    """The oracle that contracts are settled by."""
+
     url: Url
+    """Of its HTTP API."""
     announcement_key: Key
     """x-only, of the signature on announcements."""
     attestation_key: Key
@@ -236,6 +241,7 @@ class SymbolTable(_Table):
     leverages: Leverages = LEVERAGES
     """What takers may choose."""
     own_leverage: Positive = 1
+    """The maker's."""
     max_quantity: Positive = 1_000
     """Of one order, in contracts."""
     max_exposure: Positive = 10_000
@@ -247,8 +253,11 @@ class FeeRateTable(_Table):
     (`default`), and the bounds within which an estimate is believed."""
 
     default: Annotated[Whole, Field(ge=2)] = 2
+    """When the chain's estimate says nothing."""
     lowest: Annotated[Whole, Field(ge=2)] = 2
+    """A lower estimate counts as this."""
     highest: Annotated[Whole, Field(ge=2)] = 500
+    """A higher estimate counts as this."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "FeeRateTable":
@@ -291,6 +300,7 @@ class PeersTable(_Table):
     proxy: Address | None = None
     """A SOCKS5 proxy through which peers are dialled; onion addresses need one."""
     proxy_for: Literal["all", "onions"] = "all"
+    """Which addresses are dialled through it."""
 
 
 class NotifyTable(_Table):
@@ -313,6 +323,7 @@ class WebTable(_Table):
     cert: Directory | None = None
     """The certificate's file (PEM, with its chain); the API is served by TLS then."""
     key: Directory | None = None
+    """A PEM file with the key of the certificate."""
     hosts: HostNames = ()
     """Names by which browsers reach it, beside its own address; others are refused."""
     insecure: bool = False
@@ -333,8 +344,12 @@ class RegtestTable(_Table):
 
 
 class LogTable(_Table):
+    """The log, on stderr."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """From which on it is logged."""
     format: Literal["console", "json"] = "console"
+    """Lines for people, or JSON for programs."""
 
 
 class NodeConfig(_Table):
@@ -345,9 +360,11 @@ class NodeConfig(_Table):
     """The default ports on mainnet by field; `node.networks` says by how much others differ."""
 
     network: NetworkName
+    """Which chain: mainnet, signet, testnet4 or regtest."""
     data: DataDirectory
     """The data directory: seed, store, wallet, API token. ``~/.cfdnode/<network>/<role>`` unless said otherwise."""
     electrum: ElectrumServers
+    """Electrum servers, host:port or ssl://host:port; `node.networks` says how many different hosts a network needs."""
     oracle: OracleTable
     web: WebTable = WebTable()
     api: ServedAddress
@@ -455,11 +472,15 @@ class MakerConfig(NodeConfig):
     public: Address | None = None
     """What takers are told to dial, if it is not `listen`."""
     lot: Positive = SYMBOLS["BTCUSD"].lot
-    """Of BTCUSD, as are the next four: see `SymbolTable`."""
+    """Quantities are multiples of this many contracts; of BTCUSD, as are the next four."""
     leverages: Leverages = LEVERAGES
+    """What takers may choose."""
     own_leverage: Positive = 1
+    """The maker's."""
     max_quantity: Positive = 100_000
+    """Of one order, in contracts."""
     max_exposure: Positive = 1_000_000
+    """Contracts of one side less those of the other, over all positions, that further orders may reach."""
     ethusd: SymbolTable = SymbolTable()
     """The same five of ETHUSD."""
     quote_step: Step = "0.0005"
@@ -493,7 +514,7 @@ class TakerConfig(NodeConfig):
     ports = {"api": 9821}
 
     makers: PeerAddresses = ()
-    """Several addresses of one maker are tried in this order."""
+    """<64 hex digits>@host:port of each; several addresses of one maker are tried in this order."""
     rollover: RolloverTable = RolloverTable()
     close_band: Band = "0.001"
     """The part of the price by which a close may be worse than the newest quote; the limit that is suggested."""
@@ -505,6 +526,7 @@ class WorldConfig(_Table):
     """A regtest world: see `node.regtest.world`."""
 
     data: DataDirectory = Path("~/.cfdnode/regtest/world")
+    """Where it keeps its ports, and `world.toml` for nodes."""
     hour: Seconds = 3600.0
     """Seconds that an hour takes; a block comes every sixth of it."""
     prices: Path | None = None
@@ -512,9 +534,13 @@ class WorldConfig(_Table):
     seed: Whole = 1
     """Of the random walks: of ether's price, and of bitcoin's when there is no file."""
     electrum_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    """Of the Electrum server; 0: the one it had before, or any."""
     oracle_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    """Of the oracle."""
     exchange_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    """Of the exchange."""
     control_port: Annotated[Whole, Field(ge=0, le=65535)] = 0
+    """Of the control."""
     log: LogTable = LogTable()
 
 

@@ -22,6 +22,7 @@ import trio
 from attrs import Factory, asdict, define, field, frozen
 from pydantic import SecretStr
 
+from node.causes import NOTHING
 from node.clock import Clock
 from node.errors import Disconnected
 from node.eventstore.interface import Cursor, EventStore, Recorded
@@ -235,7 +236,7 @@ class HealthNews:
 
 
 def _unwell(record: ServiceHealth) -> str:
-    remedy = f"; {record.remedy}" if record.remedy else ""
+    remedy = "" if not record.remedy or record.remedy.startswith(NOTHING) else f"; you can: {record.remedy}"
     return f"{record.name} is {record.state.value}: {record.reason or 'no reason is known'}{remedy}"
 
 

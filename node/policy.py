@@ -22,9 +22,11 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    accept_orders: Accept = "auto"
-    accept_rollovers: Accept = "auto"
-    accept_closes: Accept = "auto"
+    accept_orders: Accept = Field(
+        default="auto", description="orders are accepted at once, within the rules, or wait for a word"
+    )
+    accept_rollovers: Accept = Field(default="auto", description="the same of rollovers")
+    accept_closes: Accept = Field(default="auto", description="the same of closes")
     min_quantity: BySymbol[Positive] = Field(default={}, description="of one order, in contracts; 1 unless given")
     max_quantity: BySymbol[Positive] = Field(default={}, description="of one order, in contracts")
     max_exposure: BySymbol[Positive] = Field(

@@ -270,9 +270,9 @@ async def test_a_service_that_goes_down_is_told_of_by_name_and_without_credentia
         this.supervisor.service("chain", run_chain)
         async with trio.open_nursery() as nursery:
             await nursery.start(this.supervisor.run)
-            await this.supervisor["chain"].until(State.HEALTHY)
+            await until(lambda: any("chain is well again" in told["message"] for told in server.told))
             fails.set()
             await until(lambda: any("chain is restarting" in told["message"] for told in server.told))
             nursery.cancel_scope.cancel()
-    (told,) = [told for told in server.told if "chain is restarting" in told["message"]]
-    assert "ssl://(secret)@chain.example is gone" in told["message"]
+    told = next(told["message"] for told in server.told if "chain is restarting" in told["message"])
+    assert "ssl://(secret)@chain.example is gone" in told

@@ -8,12 +8,14 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from attrs import frozen
@@ -84,7 +86,9 @@ def init(
     except OSError as error:
         raise LocalError("bad_file", f"{file}: {error.strerror}") from None
     needed = [
-        line.name for line in settings_of(kind, network or "mainnet") if isinstance(line, Setting) and line.needed
+        line.name
+        for line in settings_of(kind, network or "mainnet")
+        if isinstance(line, Setting) and line.needed and line.name != "network"
     ]
     if as_json:
         output.as_json({"file": str(file), "needed": needed})
@@ -116,7 +120,7 @@ def commented(kind: Kind, network: str) -> str:
         elif line.name == "network":
             parts.append(f"{_wrapped(line.comment)}network = {toml(network)}\n")
         else:
-            comment = f"{line.comment} Needed: there is no default." if line.needed else line.comment
+            comment = f"{line.comment} Needed: there is no default.".strip() if line.needed else line.comment
             value = "" if line.default is None else f" {toml(_plain(line.default))}"
             parts.append(f"{_wrapped(comment)}# {line.name} ={value}\n")
     return "\n".join(parts)
@@ -151,7 +155,7 @@ def _settings(
     comments = _docstrings(model)
     tables = []
     for name, field in model.model_fields.items():
-        comment = comments.get(name) or field.description or ""
+        comment = " ".join(filter(None, (comments.get(name) or field.description, _choices(field.annotation))))
         default = derived[name] if name in derived else None if field.is_required() else field.get_default()
         inner = _table(field.annotation)
         if inner is not None:
@@ -177,18 +181,32 @@ def _table(annotation: object) -> type[BaseModel] | None:
     return None
 
 
+def _choices(annotation: object) -> str:
+    """The words that are allowed, where there are only so many."""
+    options = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return f"One of {', '.join(map(str, options))}." if options else ""
+
+
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     """What the source says below each setting."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
-        if not owner.__module__.startswith("node."):
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        assert isinstance(body, ast.ClassDef)
-        for statement, below in pairwise(body.body):
-            match statement, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split())
+        if owner.__module__.startswith("node."):
+            found |= _module_docstrings(owner.__module__).get(owner.__name__, {})
+    return found
+
+
+@cache
+def _module_docstrings(module: str) -> dict[str, dict[str, str]]:
+    """By class and name."""
+    found: dict[str, dict[str, str]] = {}
+    for statement in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(statement, ast.ClassDef):
+            texts = found[statement.name] = {}
+            for each, below in pairwise(statement.body):
+                match each, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        texts[name] = " ".join(text.split()).replace("``", "`")
     return found
 
 
