@@ -30,6 +30,8 @@ PATIENCE = 60.0
 """Seconds that anything but waiting for expiry may take."""
 WIDTH = 96
 INTERRUPTED = 130
+SAID_AT_THE_DOOR = "regtest only"
+"""The password of both pages: a world's coins are worth nothing."""
 
 
 @frozen
@@ -101,6 +103,7 @@ async def tell(demo: Demo, *, once: bool) -> None:
             address = (await maker.call("GET", "/maker"))["address"]
             async with demo.taker(address, "taker", *more, "--config", str(alone), roll=True) as taker:
                 await demo.step("the taker is up", lambda: is_up(taker))
+                await demo.step("their pages", lambda: _pages(maker, taker))
                 trade = Trade(demo, maker, taker, alone)
                 await _trade(demo, trade)
                 if not once:
@@ -129,14 +132,25 @@ async def _trade(demo: Demo, trade: Trade) -> None:
     await demo.step("no satoshi is missing", trade.no_satoshi_is_missing)
 
 
+async def _pages(maker: Node, taker: Node) -> str:
+    for node in (maker, taker):
+        answer = await node.answer("PUT", "/password", {"password": SAID_AT_THE_DOOR})
+        if answer.status_code != 204:
+            raise Failed(f"{node.name}: the password was answered with {answer.status_code} {answer.text}")
+    return (
+        f"Watch it in a browser: {taker.url} is the taker, {maker.url} the maker; the password is: {SAID_AT_THE_DOOR}"
+    )
+
+
 async def _stay(demo: Demo, trade: Trade) -> None:
     """Go on, with the maker back, until interrupted."""
     await trade.maker.start()
     await healthy(trade.maker)
     demo.say(
-        "The world goes on until you interrupt it, and the maker is back after all. The APIs are at"
-        f" {trade.maker.url}/api/v1 and {trade.taker.url}/api/v1; their tokens are in {trade.maker.data}/api.token and"
-        f" {trade.taker.data}/api.token."
+        "The world goes on until you interrupt it, and the maker is back after all. Their pages, with new ports since"
+        f" both were started again: {trade.taker.url} is the taker, {trade.maker.url} the maker, the password is:"
+        f" {SAID_AT_THE_DOOR}. Programs find their tokens in {trade.taker.data}/api.token and"
+        f" {trade.maker.data}/api.token."
     )
     while True:
         await trade.offer()
