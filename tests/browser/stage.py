@@ -63,24 +63,29 @@ class Stage:
         self.world("/fund", {"address": address, "amount_sat": amount})
         self.world("/mine", {"blocks": 1})
 
-    def opened(self, side: str = "long", leverage: int = 2) -> str:
-        """The id of a position that was opened without the page, once it is open."""
+    def placed(self, side: str, quantity: int, leverage: int) -> str:
+        """The id of an order that was placed without the page."""
 
         async def ordered() -> str:
-            order = {"symbol": "BTCUSD", "side": side, "quantity": 1000, "leverage": leverage}
             found: list[str] = []
+            limit = {"long": "100000", "short": "20000"}[side]
+            order = {"symbol": "BTCUSD", "side": side, "limit": limit, "quantity": quantity, "leverage": leverage}
 
-            async def placed() -> bool:  # an offer that follows the market may just be replaced
+            async def taken() -> bool:  # an offer that follows the market may just be replaced
                 answer = await self.taker.answer("POST", "/orders", order)
-                if answer.status_code != 202:
-                    return False
-                found.append(answer.json()["order_id"])
-                return True
+                if answer.status_code not in (202, 404, 409):
+                    raise Failed(f"the order was answered with {answer.status_code} {answer.text}")
+                found.extend([answer.json()["order_id"]] if answer.status_code == 202 else [])
+                return bool(found)
 
-            await self.taker.until(placed)
+            await self.taker.until(taken)
             return found[0]
 
-        order = self.run(ordered)
+        return self.run(ordered)
+
+    def opened(self, side: str = "long", leverage: int = 2) -> str:
+        """The id of a position, once it is open."""
+        order = self.placed(side, 1000, leverage)
         self.reaches(self.taker, order, "opening", "open")
         self.world("/mine", {"blocks": 1})
         self.reaches(self.taker, order, "open")
