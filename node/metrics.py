@@ -6,6 +6,7 @@ nothing secret, and no order's id.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
@@ -15,7 +16,9 @@ from attrs import define
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from node.backup.service import Status
 from node.core import Core
+from node.errors import Disconnected
 from node.health import UNREPORTED, Report, State
 from node.network.endpoint import Endpoint
 from node.projections import Projections
@@ -69,6 +72,7 @@ class NodeCollector:
         yield from self._services()
         yield from self._positions()
         yield from self._money()
+        yield from self._kept()
         yield from self._world()
         yield from network_metrics(self._core.endpoint)
         yield from self._process()
@@ -105,6 +109,24 @@ class NodeCollector:
             family.add_metric([name], count)
         yield family
 
+    def _kept(self) -> Iterator[Metric]:
+        """What is on disk, and beside it."""
+        events = size = 0
+        status: Status | None = None
+        with contextlib.suppress(Disconnected), self._core.supervisor["store"].lent() as store:
+            events, size = store.appended, store.appended_bytes
+        with contextlib.suppress(Disconnected), self._core.backup.lent() as backup:
+            status = backup.status()
+        yield CounterMetricFamily("cfdnode_store_events", "appended in the present life of the store", value=events)
+        yield CounterMetricFamily("cfdnode_store_bytes", "of these events", value=size)
+        if status is None:
+            return
+        yield GaugeMetricFamily("cfdnode_backup_positions", "of which there is a file", value=status.positions)
+        yield GaugeMetricFamily("cfdnode_backup_bytes", "of all files together", value=status.size)
+        if status.newest is not None:
+            age = max(0.0, self._core.clock.now() - status.newest)
+            yield GaugeMetricFamily("cfdnode_backup_age_seconds", "since the newest file was written", value=age)
+
     def _money(self) -> Iterator[Metric]:
         known = self._projections.money.last
         if known is None:
@@ -128,7 +150,9 @@ class NodeCollector:
         yield quote_age
         if (tip := self._projections.tip.last) is not None:
             yield GaugeMetricFamily("cfdnode_tip_height", "blocks", value=tip.value["height"])
-            yield GaugeMetricFamily("cfdnode_tip_age_seconds", "since it was seen", value=max(0.0, now - tip.as_of))
+            yield GaugeMetricFamily(
+                "cfdnode_tip_age_seconds", "since it was first seen", value=max(0.0, now - tip.value["since"])
+            )
         offers = len(self._projections.board.topic("offers"))
         yield GaugeMetricFamily("cfdnode_offers", "offers that are known", value=offers)
         if (offset := self._core.clocks.offset()) is not None:

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from node.clock import Clock
 from node.core import Core
-from node.health import UNREPORTED, UP, Report
+from node.health import UNREPORTED, UP, Report, State
 from node.position.state import Position
 from node.price_history import PriceHistory
 from node.supervision import Supervisor
@@ -39,6 +39,7 @@ LOOK_EVERY = 5.0
 PATIENCE = 60.0
 LOOK_OFTEN = 0.5
 """The same, at what is in memory and cheap to look at."""
+WALLET_EVERY = 2.0
 SHOWN_ANEW = 20
 """Positions at each look."""
 GONE_KEPT = 500
@@ -69,13 +70,19 @@ class Kept(Generic[T]):
     """A part's last answer."""
 
     def __init__(
-        self, clock: Clock, ask: Callable[[], Awaitable[T]], as_of: Callable[[T], float | None] = lambda _: None
+        self,
+        clock: Clock,
+        ask: Callable[[], Awaitable[T]],
+        as_of: Callable[[T], float | None] = lambda _: None,
+        doubt: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`as_of` says of which moment an answer is; of when it is given, if it does not tell."""
+        """`as_of` says of which moment an answer is; of when it is given, if it does not tell. `doubt`: why an answer
+        that is given is stale all the same."""
         self.last: Known[T] | None = None
         self._clock = clock
         self._ask = ask
         self._as_of = as_of
+        self._doubt = doubt
 
     async def read(self) -> Known[T]:
         """The answer now, or the last known one with the reason. Raises WorldError if nothing was ever known."""
@@ -88,7 +95,7 @@ class Kept(Generic[T]):
                 raise error if isinstance(error, WorldError) else WorldError("no_answer", reason) from error
             return evolve(self.last, reason=reason)
         as_of = self._as_of(value)
-        self.last = Known(value, self._clock.now() if as_of is None else as_of)
+        self.last = Known(value, self._clock.now() if as_of is None else as_of, self._doubt())
         return self.last
 
 
@@ -200,8 +207,13 @@ class Projections:
         self.history = {symbol: PriceHistory() for symbol in core.feeds}
         """By symbol, since the node's start."""
         self.positions = Kept(core.clock, self._ask_positions)
-        self.money = Kept(core.clock, self._ask_money, lambda money: money.balance.as_of)
+        self.money = Kept(core.clock, self._ask_money, lambda money: money.balance.as_of, self._wallet_doubt)
         self.tip = Kept(core.clock, self._ask_tip)
+        self._tip_seen: tuple[bytes, float] | None = None
+
+    @property
+    def _sources(self) -> tuple[Kept[tuple[Position, ...]], Kept[Money], Kept[View]]:
+        return self.positions, self.money, self.tip
 
     # Asking
 
@@ -222,10 +234,18 @@ class Projections:
             sum(position.own_margin_at_risk for position in known if position.lock is not None),
         )
 
+    def _wallet_doubt(self) -> str | None:
+        """A wallet that cannot reach the chain answers with what it knew."""
+        health = self._core.wallet.health
+        return health.reason if health.state is State.DEGRADED else None
+
     async def _ask_tip(self) -> View:
+        """With the moment at which this node saw it first."""
         with self._core.chain.lent() as client:
             tip = client.tip
-        return {"height": tip.height}
+        if self._tip_seen is None or self._tip_seen[0] != tip.hash:
+            self._tip_seen = tip.hash, self._core.clock.now()
+        return {"height": tip.height, "since": self._tip_seen[1]}
 
     # Showing
 
@@ -261,19 +281,25 @@ class Projections:
             nursery.start_soon(self._follow, self._position_changes, self._put_positions)
             nursery.start_soon(self._follow, self._tips, self._put_tip)
             nursery.start_soon(self._look_often)
+            nursery.start_soon(self._look_at_wallet)
             for symbol in self._core.feeds:
                 nursery.start_soon(self._follow, partial(self._quotes, symbol), self._put_prices)
             task_status.started()
             while True:
                 await self._put_positions()
                 await self._put_tip()
-                await self._put_wallet()
                 await self._put_prices()
                 self.board.put("clock", self._clock_view())
-                report.fresh()
+                if all(each.last is not None and each.last.reason is None for each in self._sources):
+                    report.fresh()
                 report.beat()
                 await trio.sleep(LOOK_EVERY)
         raise AssertionError("the loop above has no end")
+
+    async def _look_at_wallet(self) -> NoReturn:
+        while True:
+            await self._put_wallet()
+            await trio.sleep(WALLET_EVERY if self.money.last is not None else LOOK_OFTEN)
 
     async def _look_often(self) -> NoReturn:
         while True:

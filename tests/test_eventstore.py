@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from node.clock import Clock
 from node.errors import Disconnected, NeedsUser
-from node.eventstore.damaged import salvaged
+from node.eventstore.damaged import salvaged, told
 from node.eventstore.interface import (
     AlreadyHandled,
     Archived,
@@ -825,7 +825,12 @@ async def test_a_stream_with_a_gap_is_left_out(tmp_path: Path) -> None:
         connection.execute("DELETE FROM events WHERE id = 3")
         connection.commit()
     backend = salvaged(path, NeedsUser("damaged", "restore"))
-    assert len(backend.streams()) == 1
+    (left,) = backend.streams()
+    (gone,) = backend.left_out
+    assert gone != left
+    assert told(backend) == f"; 1 incomplete and left out: {gone.removeprefix('position/')}"
+    backend.left_out *= 25
+    assert told(backend).endswith(" and 5 more")
 
 
 @pytest.mark.parametrize("spoil", [_zeros, _text, lambda path: path.write_bytes(b"")])

@@ -12,6 +12,7 @@ import pytest
 import trio
 from starlette.types import Message, Receive, Scope, Send
 
+from node import projections
 from node.clock import Clock
 from node.projections import Board, Kept
 from node.web.counted import Counted, Requests
@@ -64,6 +65,18 @@ async def test_what_was_known_is_kept_with_its_age_and_the_reason(autojump_clock
     assert (stale.value, stale.as_of, stale.reason) == (5, good.as_of, "it is gone")
     assert stale.age(trio.current_time())["age"] == 60
     assert (await kept.read()).reason == "no answer within 5 s"  # one that hangs holds nobody up
+
+
+async def test_an_answer_that_its_part_doubts_is_stale(autojump_clock: trio.testing.MockClock) -> None:
+    async def ask() -> int:
+        return 5
+
+    doubts: list[str | None] = ["the chain is away", None]
+    kept = Kept(Clock(wall=trio.current_time), ask, doubt=doubts.pop)
+    assert (await kept.read()).reason is None
+    assert (await kept.read()).age(trio.current_time())["stale"] is True
+    assert kept.last is not None
+    assert (kept.last.value, kept.last.reason) == (5, "the chain is away")
 
 
 async def test_answers_are_counted_by_route_and_not_by_path() -> None:
@@ -120,8 +133,9 @@ async def feed_of(api: Api, *headers: str) -> AsyncIterator[FeedReader]:
         yield FeedReader(stream)
 
 
-async def test_parts_that_are_down(tmp_path: Path) -> None:
+async def test_parts_that_are_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over real sockets: every route goes on answering, and the feed and the metrics show what is down."""
+    monkeypatch.setattr(projections, "LOOK_EVERY", 0.2)
     async with (
         running_world(tmp_path / "world", hour=2) as world,
         maker_on(world.config, tmp_path / "maker") as (maker, _),
@@ -132,6 +146,24 @@ async def test_parts_that_are_down(tmp_path: Path) -> None:
         assert whole["stale"] is False
         assert await maker.get("/positions") == []
         services = {each.name: each for each in maker.core.supervisor.services}
+        measured = (await maker.http.get(str(maker.http.base_url).replace("/api/v1/", "/metrics"))).text
+        for name in ("store_events_total", "store_bytes_total", "backup_positions", "backup_bytes", "tip_age_seconds"):
+            assert f"\ncfdnode_{name} " in measured
+        services["chain"].stop()
+
+        async def doubted() -> Any:
+            found = await maker.get("/wallet")
+            return found["stale"] and found
+
+        without_chain = await maker.sees(doubted)
+        assert without_chain["reason"] == services["wallet"].health.reason
+        assert services["projections"].health.data_at is not None
+        data_at = services["projections"].health.data_at
+        await trio.sleep(1)
+        assert services["projections"].health.data_at == data_at, "what it shows is not that of now"
+        services["chain"].start()
+        await maker.healthy()
+        whole = await maker.get("/wallet")
         async with feed_of(maker) as feed:
             kind, state = await feed.next()
             assert kind == "state"

@@ -19,6 +19,8 @@ from node.eventstore.memory import MemoryBackend
 
 _log = structlog.get_logger(__name__)
 
+NAMED = 20
+"""Streams that are named, of those which are left out; the log names all."""
 STEP = 256
 """Rows that are given up at most when one cannot be read."""
 
@@ -29,6 +31,8 @@ class Salvaged(MemoryBackend):
     def __init__(self, damage: NeedsUser) -> None:
         super().__init__()
         self._damage = damage
+        self.left_out: list[str] = []
+        """Streams of which an event is missing."""
 
     def write(self, group: Sequence[Callable[[], object]]) -> list[outcome.Outcome[object]]:
         refusal = f"the event store is damaged and is not written to: {self._damage.remedy}"
@@ -43,6 +47,7 @@ class Salvaged(MemoryBackend):
         for stream, by_position in sorted(found.items()):
             if sorted(by_position) != list(range(1, len(by_position) + 1)):
                 _log.error("a stream of the damaged store has gaps and is left out", stream=stream)
+                self.left_out.append(stream)
                 continue
             self._streams[stream] = [by_position[position] for position in sorted(by_position)]
         self._events = sorted((each for stream in self._streams.values() for each in stream), key=lambda each: each.id)
@@ -94,3 +99,12 @@ def salvaged(path: Path, damage: NeedsUser) -> Salvaged:
         else:
             return backend
     raise damage
+
+
+def told(backend: Salvaged) -> str:
+    """What of it is left out, for people; empty when nothing is."""
+    names = [stream.removeprefix("position/") for stream in backend.left_out]
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"; {len(names)} incomplete and left out: {', '.join(names[:NAMED])}{more}"

@@ -256,6 +256,10 @@ class EventStore:
         self._reading = trio.Lock()
         self._damage: NeedsUser | None = None
         self._closed = False
+        self.appended = 0
+        """Events, in this life."""
+        self.appended_bytes = 0
+        """Of these, with their blobs."""
 
     # Writing
 
@@ -268,7 +272,10 @@ class EventStore:
         With a `cursor` the reaction to an event is written exactly once, also if it is no events at all.
         Raises `Conflict`, `AlreadyHandled`, `BlobExists`, `Archived`, or as the module says.
         """
-        return await self._write(partial(self._backend.append, stream, expected_version, tuple(events), cursor))
+        recorded = await self._write(partial(self._backend.append, stream, expected_version, tuple(events), cursor))
+        self.appended += len(recorded)
+        self.appended_bytes += sum(len(event.data) + sum(len(blob.data) for blob in event.blobs) for event in events)
+        return recorded
 
     async def ack(self, cursor: Cursor) -> None:
         """Move a cursor forward (never back) after a reaction in the world outside: at least once."""

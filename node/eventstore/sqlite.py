@@ -482,10 +482,11 @@ async def run_store(
         except NeedsUser as damage:
             if damage.code != "store_corrupt":
                 raise
-            from node.eventstore.damaged import salvaged
+            from node.eventstore.damaged import salvaged, told
 
-            backend = await run_blocking(partial(salvaged, path, damage))
-            report.degraded(f"{damage.sentence}; nothing is written", damage.remedy, damage.repairs)
+            backend = readable = await run_blocking(partial(salvaged, path, damage))
+            said = f"{damage.sentence}; nothing is written{told(readable)}"
+            report.degraded(said, damage.remedy, damage.repairs)
         try:
             await serve(backend, run_blocking, report=report, task_status=task_status)
         except NeedsUser as damage:
