@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from protocols.transport.events import Event
 from protocols.transport.handshake import public_key
@@ -63,8 +63,13 @@ class Pair:
         return events
 
 
+REFERENCE = False
+"""Whether both sides speak HTTP/2 by h2."""
+
+
 def fresh(limits: SessionLimits | None = None) -> Pair:
     """Before the first byte."""
+    limits = evolve(limits or SessionLimits(), reference=REFERENCE)
     a = Session(secret=DIALLER, ephemeral=bytes([7]) * 32, peer=public_key(LISTENER), limits=limits)
     b = Session(secret=LISTENER, ephemeral=bytes([9]) * 32, limits=limits)
     return Pair(a, b)

@@ -42,6 +42,12 @@ UNKNOWN = 0x42
 MEGABYTES_16 = 0xFFFFFF
 
 
+@pytest.fixture(params=[False, True], ids=["ours", "h2"], autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attack is on both ways to speak HTTP/2."""
+    monkeypatch.setattr("tests.sessions.REFERENCE", request.param)
+
+
 @define
 class Attacker:
     """The initiator of an established connection, whose HTTP/2 is made by hand."""
