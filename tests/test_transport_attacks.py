@@ -70,7 +70,7 @@ class Attacker:
             self.frames += 1
             self.said += len(plaintext)
             for piece in pieces(plaintext):
-                record = framed(self.pair.a._handshake.encrypt(piece))
+                record = framed(self.pair.a._handshake.ciphers()[0].encrypt(piece))
                 events += self.victim.receive(record, self.pair.now)
             if read:
                 self.victim.data_to_send()
@@ -295,7 +295,7 @@ def test_a_refusals_status_is_one(status: str) -> None:
     block = Encoder().encode([(":status", status)])
     plaintext = head(HEADERS, len(block), END_HEADERS, stream=stream) + block
     with pytest.raises(RemoteProtocolError):
-        pair.a.receive(framed(pair.b._handshake.encrypt(plaintext)), 0)
+        pair.a.receive(framed(pair.b._handshake.ciphers()[0].encrypt(plaintext)), 0)
 
 
 # -- the handshake's payloads are guarded like any other bytes

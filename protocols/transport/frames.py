@@ -79,6 +79,7 @@ class Frames:
         self._highest_outbound = 0
         self._begun = False
         self._closed = False
+        self._first_acknowledged = False
         self.outbound_flow_control_window = _INITIAL_CONNECTION_WINDOW
         self._receiving = WindowManager(_INITIAL_CONNECTION_WINDOW)
         self._encoder = Encoder()
@@ -270,7 +271,10 @@ class Frames:
         frame.parse_body(memoryview(body))
         if flags & _ACK:
             event = h2.events.SettingsAcknowledged()
-            event.changed_settings = self.local_settings.acknowledge()
+            if self._first_acknowledged:
+                event.changed_settings = self.local_settings.acknowledge()
+            # the first were in force before: that must not count for a change that is under way
+            self._first_acknowledged = True
             events.append(event)
             return
         for setting, value in frame.settings.items():

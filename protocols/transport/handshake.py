@@ -13,9 +13,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from noise.backends.default.keypairs import KeyPair25519
 from noise.connection import Keypair, NoiseConnection
-from noise.exceptions import NoiseInvalidMessage
 
 from protocols.errors import LocalError, RemoteProtocolError
+from protocols.transport.records import Cipher
 
 NAME = b"Noise_XK_25519_ChaChaPoly_SHA256"
 PROLOGUE = b"cfd/1"
@@ -64,6 +64,7 @@ class Handshake:
         self._state.e = KeyPair25519.from_private_bytes(ephemeral)
         self._messages = 0
         self._peer: bytes | None = None
+        self._ciphers: tuple[Cipher, Cipher] | None = None
 
     @property
     def finished(self) -> bool:
@@ -121,17 +122,12 @@ class Handshake:
         if self.finished:
             # The library forgets its state now, and with it the peer's key; the ephemeral secret should go too.
             self._peer = self._state.rs.public_bytes
-            del self._state
+            protocol = self._noise.noise_protocol
+            self._ciphers = Cipher(protocol.cipher_state_encrypt.k), Cipher(protocol.cipher_state_decrypt.k)
+            del self._state, self._noise
 
-    def encrypt(self, plaintext: bytes) -> bytes:
-        """One transport message, 16 bytes longer than its plaintext."""
-        ciphertext: bytes = self._noise.encrypt(plaintext)
-        return ciphertext
-
-    def decrypt(self, ciphertext: bytes) -> bytes:
-        """The plaintext of the next transport message."""
-        try:
-            plaintext: bytes = self._noise.decrypt(ciphertext)
-        except NoiseInvalidMessage as error:
-            raise RemoteProtocolError("bad_record", "a record fails its authentication") from error
-        return plaintext
+    def ciphers(self) -> tuple[Cipher, Cipher]:
+        """What encrypts to the peer, and what decrypts what comes from it, once the handshake is finished."""
+        if self._ciphers is None:
+            raise LocalError("handshake_unfinished", "there are ciphers when the handshake is finished")
+        return self._ciphers

@@ -6,7 +6,7 @@ import h2.events
 from attrs import field, frozen
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.settings import Settings
+from h2.settings import ChangedSetting, SettingCodes, Settings
 from h2.stream import StreamClosedBy
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
@@ -48,12 +48,20 @@ class Http2(H2Connection):
         )
         super().__init__(config)
         self.ignored = 0
+        self._first_acknowledged = False
         # In force from the first byte and not from the peer's acknowledgement: it has them before its first stream,
         # because they ride in the handshake.
         self.local_settings = settings
         self.max_inbound_frame_size = MAX_DATA
         self.decoder.max_header_list_size = MAX_HEADER_BLOCK
         self.initiate_connection()
+
+    def _local_settings_acked(self) -> dict[SettingCodes | int, ChangedSetting]:
+        if not self._first_acknowledged:
+            # These were in force before: it must not count for a change that is under way.
+            self._first_acknowledged = True
+            return {}
+        return super()._local_settings_acked()
 
     def lives(self, stream_id: int) -> bool:
         stream = self.streams.get(stream_id)

@@ -7,6 +7,8 @@ The two sides differ only in the handshake: the initiator knows the peer's key b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from protocols.errors import LocalError, RemoteProtocolError
 from protocols.transport.events import Established, Event, Farewell
 from protocols.transport.handshake import Handshake, public_key
@@ -41,6 +43,8 @@ class Session:
         self._cutter = Cutter()
         self._outgoing = bytearray()
         self._over = False
+        self._record: Callable[[bytes | memoryview], bytearray]
+        self._decrypt: Callable[[memoryview], bytes]
         if self._initiator:
             self._outgoing += framed(self._handshake.write())
 
@@ -87,13 +91,16 @@ class Session:
             message = self._cutter.next(*self._handshake.size_allowed())
             if message is None:
                 return events
-            events += self._greet(message, now)
+            events += self._greet(bytes(message), now)
+            del message
         while not self._over:
             record = self._cutter.next(_SHORTEST_RECORD, MAX_CIPHERTEXT)
             if record is None:
                 break
-            events += self._streams.receive(self._handshake.decrypt(record), now)
-            self._over = any(isinstance(event, Farewell) for event in events)
+            happened = self._streams.receive(self._decrypt(record), now)
+            del record  # the cutter goes on with its memory
+            events += happened
+            self._over = any(type(event) is Farewell for event in happened)
         return events
 
     def _greet(self, message: bytes, now: float) -> list[Event]:
@@ -108,6 +115,8 @@ class Session:
             raise RemoteProtocolError("bad_handshake", "the handshake carries no HTTP/2 settings")
         if self._initiator:
             self._outgoing += framed(self._handshake.write(self._streams.take()))
+        sending, receiving = self._handshake.ciphers()
+        self._record, self._decrypt = sending.record, receiving.decrypt
         return [Established(self._handshake.peer), *events]
 
     @property
@@ -115,13 +124,16 @@ class Session:
         """Bytes that wait in here, before encryption."""
         return len(self._outgoing) + (self._streams.unsent if self.established else 0)
 
-    def data_to_send(self) -> bytes:
-        """Take what is to go to the peer now, in whole records."""
+    def data_to_send(self) -> bytearray:
+        """Take what is to go to the peer now, in whole records; the caller may change it."""
+        data, self._outgoing = self._outgoing, bytearray()
         if self.established and (plaintext := self._streams.take()):
             for piece in pieces(plaintext):
-                self._outgoing += framed(self._handshake.encrypt(piece))
-        data = bytes(self._outgoing)
-        self._outgoing.clear()
+                record = self._record(piece)
+                if data:
+                    data += record
+                else:
+                    data = record
         return data
 
     def go_away(self, code: int, reason: bytes = b"") -> None:
