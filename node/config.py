@@ -318,7 +318,7 @@ class NotifyTable(_Table):
 
 
 class WebTable(_Table):
-    """How the page and the API may be reached from other machines (docs/operator.md)."""
+    """How the page and the API may be reached from other machines (docs/operator-guide.md)."""
 
     cert: Directory | None = None
     """The certificate's file (PEM, with its chain); the API is served by TLS then."""

@@ -78,18 +78,19 @@ def order(
     """Open a position. What it comes to is shown before you agree; no price worse than the one shown is taken."""
     node = node_at("order", data, api, token_file)
     repeat = key_or_new(key)
-    said = {"symbol": symbol, "side": side, "quantity": quantity, "leverage": leverage}
-    best = _best(node, symbol, side, maker) if limit is None else None
-    said |= (
-        {"limit": limit or best["price"], "maker": maker or best["maker"]} if best else {"limit": limit, "maker": maker}
-    )
-    ticket = node.post("orders/preview", said)
-    if not as_json or not yes:
-        output.facts(_ticket(ticket), err=as_json)
-    if ticket["problem"] is not None:
-        raise LocalError(ticket["problem"]["code"], ticket["problem"]["sentence"])
+    if limit is None:
+        best = _best(node, symbol, side, maker)
+        limit, maker = best["price"], best["maker"]
+    said: dict[str, object] = {"symbol": symbol, "side": side, "quantity": quantity, "leverage": leverage}
+    said |= {"limit": limit, "maker": maker}
+    if not yes:
+        ticket = node.post("orders/preview", said)
+        output.facts(_ticket(ticket, limit), err=as_json)
+        if ticket["problem"] is not None:
+            raise LocalError(ticket["problem"]["code"], ticket["problem"]["sentence"])
     output.agree("Place this order?", yes=yes)
-    placed = node.post("orders", said | {"limit": ticket["price"], "maker": ticket["maker"]}, key=repeat)
+    same = f"--key {repeat} --limit {limit}" + (f" --maker {maker}" if maker is not None else "")
+    placed = node.post("orders", said, key=repeat, same=same)
     if not (wait and as_json):
         _told(placed, "is placed", as_json)
     if wait:
@@ -113,11 +114,12 @@ def _best(node: Client, symbol: str, side: str, maker: str | None) -> Any:
     return (min if side == "long" else max)(found, key=lambda offer: Fraction(offer["price"]))
 
 
-def _ticket(ticket: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _ticket(ticket: Mapping[str, Any], limit: str) -> list[tuple[str, object]]:
     fees, funding = ticket["fees"], ticket["funding"]
     return [
         ("you", f"{ticket['side']} {ticket['symbol']}, {output.cell(ticket['quantity'])} contracts"),
         ("price, USD", ticket["price"]),
+        ("worst price, USD", limit),
         ("leverage", ticket["leverage"]),
         ("your margin, sat", ticket["margin"]),
         ("opening fee, sat", ticket["opening_fee"]),
@@ -161,7 +163,8 @@ def close(
         ]
         output.facts(found, err=as_json)
     output.agree("Close this position?", yes=yes)
-    asked = node.post(f"{path}/close", {"limit": limit}, key=repeat)
+    same = f"--key {repeat}" + (f" --limit {limit}" if limit is not None else "")
+    asked = node.post(f"{path}/close", {"limit": limit}, key=repeat, same=same)
     if not (wait and as_json):
         _told(asked, f"the maker is asked to close at {asked['price']}", as_json)
     if wait:
@@ -305,11 +308,15 @@ def wallet_send(
     said: dict[str, object] = {"address": address, "amount_sat": amount if amount == "all" else int(amount)}
     if fee_rate is not None:
         said["fee_rate"] = fee_rate
-    shown = node.post("wallet/send", said | {"preview": True})
-    if not as_json or not yes:
-        output.facts(
-            [("to", address), ("amount, sat", shown["amount_sat"]), ("fee, sat", shown["fee_sat"])], err=as_json
-        )
+    if not yes:
+        shown = node.post("wallet/send", said | {"preview": True})
+        found: list[tuple[str, object]] = [
+            ("to", address),
+            ("amount, sat", shown["amount"]),
+            ("fee, sat", shown["fee"]),
+            ("fee rate, sat/vB", shown["fee_rate"]),
+        ]
+        output.facts(found, err=as_json)
     output.agree("Send it?", yes=yes)
     sent = node.post("wallet/send", said, key=repeat)
     if as_json:

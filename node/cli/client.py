@@ -20,6 +20,8 @@ from protocols.errors import LocalError, WorldError
 
 DATA_VARIABLE = "CFDNODE_DATA"
 ANSWERED_WITHIN = 10.0
+NOT_SENT = "broadcast_rejected"
+"""The one code of a part that failed which says that nothing was done."""
 REPAIRED_WITHIN = 1800.0
 """Seconds that a node's API has for its answer; the wallet may have to look through the whole chain."""
 
@@ -45,13 +47,20 @@ class Client:
         said: Mapping[str, object] | None = None,
         *,
         key: str | None = None,
+        same: str = "",
         within: float = ANSWERED_WITHIN,
     ) -> Any:
-        """With a `key`, the same request again does nothing twice."""
-        return self._ask("POST", path, said, key, within)
+        """With a `key`, the same request again does nothing twice; `same` are the flags that ask the same again."""
+        try:
+            return self._ask("POST", path, said, key, within)
+        except OutcomeUnknown as error:
+            again = f"; with {same or f'--key {key}'} it is asked again, and nothing is done twice" if key else ""
+            raise OutcomeUnknown(
+                "unknown", f"{error.sentence}; whether it did what it was asked is not known{again}"
+            ) from None
 
-    def delete(self, path: str, *, key: str | None = None) -> Any:
-        return self._ask("DELETE", path, None, key)
+    def delete(self, path: str) -> Any:
+        return self._ask("DELETE", path)
 
     def _ask(
         self,
@@ -77,16 +86,16 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException) as error:
             why = f"{self.url}: no answer from a node: {error}"
             if sent and method != "GET":
-                again = f"; --key {key} asks again without doing anything twice" if key is not None else ""
-                raise OutcomeUnknown(
-                    "unknown", f"{why}; whether it did what it was asked is not known{again}"
-                ) from None
+                raise OutcomeUnknown("unknown", why) from None
             raise WorldError("unreachable", why) from None
         finally:
             connection.close()
         if response.status >= http.HTTPStatus.BAD_REQUEST:
             problem = answer if isinstance(answer, dict) else {}
-            raise LocalError(str(problem.get("code", "refused")), str(problem.get("detail", response.reason)))
+            code, sentence = str(problem.get("code", "refused")), str(problem.get("detail", response.reason))
+            if key is not None and response.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and code != NOT_SENT:
+                raise OutcomeUnknown("unknown", sentence)
+            raise LocalError(code, sentence)
         return answer
 
 

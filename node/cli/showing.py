@@ -79,8 +79,10 @@ def wallet_coins(
         output.as_json(found)
         return
     coins = found["coins"]
-    heads = ("coin", "sat", "height", "reserved")
-    rows = [(coin["outpoint"], coin["value"], coin["height"], coin["reserved"]) for coin in coins]
+    heads = ("coin", "sat", "confirmations", "address", "held by")
+    rows = [
+        (coin["outpoint"], coin["value"], coin["confirmations"], coin["address"], coin["held_by"]) for coin in coins
+    ]
     output.table(heads, rows, "no coins; `cfdnode wallet address` gives an address to pay to")
 
 
