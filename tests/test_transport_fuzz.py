@@ -84,7 +84,7 @@ def test_a_handshake_that_was_touched_never_ends_well(chance: random.Random, how
     readers = {"a": Reader(pair.a, chance), "b": Reader(pair.b, chance)}
     touched = False
     for turn, (sender, to) in enumerate(((pair.a, "b"), (pair.b, "a"), (pair.a, "b"))):
-        data = sender.data_to_send()
+        data = bytes(sender.data_to_send())
         if turn == number and data:
             changed = bent(data, how, chance)
             touched = changed != data

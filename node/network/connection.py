@@ -319,14 +319,19 @@ class Connection:
                 sent = os.write(self._carrier.socket.fileno(), self._outgoing)
             except OSError:
                 sent = 0  # not ready, or broken: the writer finds out
-            del self._outgoing[:sent]
+            if sent == len(self._outgoing):
+                self._outgoing = bytearray()
+            else:
+                del self._outgoing[:sent]
             self.counts.sent += sent
             self.wake_senders()
         if self._outgoing or self.session.over:
             self._to_write.unpark_all()
 
     def _fill(self) -> None:
-        if len(self._outgoing) < CONGESTED:
+        if not self._outgoing:
+            self._outgoing = self.session.data_to_send()
+        elif len(self._outgoing) < CONGESTED:
             self._outgoing += self.session.data_to_send()
 
     @property

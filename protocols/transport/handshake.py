@@ -99,7 +99,7 @@ class Handshake:
         self._step()
         return message
 
-    def read(self, message: bytes) -> bytes:
+    def read(self, message: bytes | bytearray) -> bytes:
         """Take the peer's next message; returns its payload."""
         smallest, largest = self.size_allowed()
         number = self._messages + 1

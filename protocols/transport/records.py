@@ -37,7 +37,7 @@ class Cipher:
             self._aead.encrypt_into(self._nonce(), plaintext, None, view[LENGTH_BYTES:])
         return record
 
-    def encrypt(self, plaintext: bytes) -> bytes:
+    def encrypt(self, plaintext: bytes | memoryview) -> bytes:
         """16 bytes longer than its plaintext."""
         return self._aead.encrypt(self._nonce(), plaintext, None)
 
