@@ -59,7 +59,8 @@ export async function request<T>(method: Method, path: string, options: Options 
   throw refusal(answer, text);
 }
 
-export const get = <T>(path: string, signal?: AbortSignal) => request<T>("GET", path, signal ? { signal } : {});
+export const get = <T>(path: string, signal?: AbortSignal) =>
+  request<T>("GET", path, signal ? { signal } : {});
 export const post = <T>(path: string, body?: unknown, key?: string) =>
   request<T>("POST", path, { body, ...(key === undefined ? {} : { key }) });
 export const put = <T>(path: string, body: unknown) => request<T>("PUT", path, { body });

@@ -151,7 +151,8 @@ export class Feed {
     this.#heard();
     if (told.event === "state") {
       const topics = told.data.topics as Record<string, Values>;
-      for (const gone of [...this.#topics.keys()].filter((name) => !(name in topics))) this.#topics.delete(gone);
+      for (const gone of [...this.#topics.keys()].filter((name) => !(name in topics)))
+        this.#topics.delete(gone);
       for (const [name, values] of Object.entries(topics)) this.#topics.set(name, values);
     } else if (told.event === "change") {
       // Numbers only rise; what falls behind is of another life of the node, or came twice.

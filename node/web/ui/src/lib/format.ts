@@ -76,7 +76,9 @@ export function span(seconds: number): string {
   const [name, size] = units[first] ?? ["s", 1];
   const rest = units[first + 1];
   const more = rest === undefined ? 0 : Math.floor((whole % size) / rest[1]);
-  return `${Math.floor(whole / size)} ${name}` + (more > 0 && rest !== undefined ? ` ${more} ${rest[0]}` : "");
+  return (
+    `${Math.floor(whole / size)} ${name}` + (more > 0 && rest !== undefined ? ` ${more} ${rest[0]}` : "")
+  );
 }
 
 /** Seconds as a countdown: 3725 → "1:02:05". */

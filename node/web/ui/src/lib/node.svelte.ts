@@ -55,7 +55,10 @@ class Node {
   }
 
   get symbols(): string[] {
-    const known = new Set([...Object.keys(feed.topic("prices")), ...this.offers.map((offer) => offer.symbol)]);
+    const known = new Set([
+      ...Object.keys(feed.topic("prices")),
+      ...this.offers.map((offer) => offer.symbol),
+    ]);
     return [...known].sort();
   }
 

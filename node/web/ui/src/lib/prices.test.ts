@@ -28,7 +28,8 @@ test("cents and back, without needless zeros", () => {
 
 test("what a price may look like", () => {
   for (const right of ["1", "0.01", "50000.5"]) expect(isPrice(right)).toBe(true);
-  for (const wrong of ["", "0", "0.00", "-1", "1e5", "1.005", "5,000", " 1"]) expect(isPrice(wrong)).toBe(false);
+  for (const wrong of ["", "0", "0.00", "-1", "1e5", "1.005", "5,000", " 1"])
+    expect(isPrice(wrong)).toBe(false);
 });
 
 describe("limits", () => {

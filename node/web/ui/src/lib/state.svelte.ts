@@ -26,7 +26,10 @@ class Settings {
     Object.assign(this, chosen);
     this.apply();
     try {
-      localStorage.setItem(KEPT_AS, JSON.stringify({ unit: this.unit, theme: this.theme, symbol: this.symbol }));
+      localStorage.setItem(
+        KEPT_AS,
+        JSON.stringify({ unit: this.unit, theme: this.theme, symbol: this.symbol }),
+      );
     } catch {
       // it holds until the page is closed
     }
