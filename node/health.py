@@ -1,7 +1,8 @@
 """What a node says about itself: one record per service, for people and for machines."""
 
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -99,6 +100,32 @@ async def wait_beating(event: trio.Event, report: Report, longest: float = math.
     report.beat()
     with trio.move_on_after(min(report.beat_every, longest)):
         await event.wait()
+
+
+class Working:
+    """For a service of many tasks: whether any piece of their work hangs. To wait for something to happen is none."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._since: dict[object, float] = {}
+
+    @contextmanager
+    def piece(self) -> Iterator[None]:
+        one = object()
+        self._since[one] = trio.current_time()
+        try:
+            yield
+        finally:
+            del self._since[one]
+
+    async def next(self, changes: AsyncIterator[T]) -> T:
+        """The next of `changes`; beats meanwhile, unless something has been worked at for too long."""
+        while True:
+            oldest = next(iter(self._since.values()), trio.current_time())
+            if trio.current_time() - oldest < self._report.beat_every:
+                self._report.beat()
+            with trio.move_on_after(self._report.beat_every):
+                return await anext(changes)
 
 
 async def stay(report: Report) -> None:

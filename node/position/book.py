@@ -97,6 +97,8 @@ class Positions:
         """Positions of which the disk may know more."""
         self._points: dict[bytes, set[bytes]] = {}
         """By position."""
+        self._versions: dict[bytes, Latest[int]] = {}
+        """Of those that somebody waits for."""
         self._locks: dict[bytes, trio.Lock] = defaultdict(trio.Lock)
         self._owed: list[tuple[bytes, Command]] = []
         """What the disk did not take yet, though nobody waits for it."""
@@ -136,12 +138,18 @@ class Positions:
         self._take(loaded.position, loaded.points)
         return loaded.position
 
+    def of(self, order_id: bytes) -> Latest[int]:
+        """Rises with every change of this position alone."""
+        return self._versions.setdefault(order_id, Latest(0))
+
     def _take(self, position: Position, points: Iterable[bytes]) -> None:
         self._stale.discard(position.id)
         if not position.version or position == self._positions.get(position.id):
             return
         self._positions[position.id] = position
         self._points.setdefault(position.id, set()).update(points)
+        if (waited := self._versions.get(position.id)) is not None:
+            waited.set(position.version)
         self.changed.set(self.changed.value + 1)
 
     # What is asked of it
@@ -338,7 +346,7 @@ class Positions:
         said = summary(position, self._show(position))
         with trio.CancelScope(shield=True):
             await self._store.call(EventStore.archive, stream_of(position.id), position.version, said, marks)
-        for those in (self._positions, self._points, self._kept):
+        for those in (self._positions, self._points, self._kept, self._versions):
             those.pop(position.id, None)
         self.changed.set(self.changed.value + 1)
 

@@ -15,7 +15,7 @@ from attrs import Factory, define, evolve, field, frozen
 from node.chain.broadcast import Broadcaster
 from node.chain.monitor import Monitor
 from node.clock import Clock, step
-from node.health import UNREPORTED, Beating, Report
+from node.health import UNREPORTED, Beating, Report, Working
 from node.oracle.client import OracleClient
 from node.position.abandon import ABANDON_AFTER, LOOK_EVERY
 from node.position.book import Positions
@@ -37,6 +37,7 @@ class _Kept:
     """A contract that is being kept."""
 
     order_id: bytes
+    working: Working
     lock_shown: bool = False
     """Whether the chain or a mempool shows the lock, as far as we looked."""
     turn: trio.Lock = Factory(trio.Lock)
@@ -59,10 +60,13 @@ class ChainKeeper:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         kept: set[bytes] = set()
+        working = Working(self.report)
         with self.positions.lent() as positions:
+            changes = positions.changed.changes()
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for _ in Beating(self.report, positions.changed.changes()):
+                while True:
+                    await working.next(changes)
                     for position in positions.all():
                         if position.id in kept or position.contract is None:
                             continue
@@ -70,19 +74,16 @@ class ChainKeeper:
                         if position.over:
                             self._hand_over(position.id, {}, {})  # what an earlier life left there
                         else:
-                            nursery.start_soon(self._keep, positions, _Kept(position.id))
+                            nursery.start_soon(self._keep, positions, _Kept(position.id, working))
 
     async def _keep(self, positions: Positions, kept: _Kept) -> None:
         """One contract until it ended. When this is cancelled or fails, what was due goes on being broadcast."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, positions, kept)
             nursery.start_soon(self._let_go, positions, kept)
-            version = -1
-            async for _ in positions.changed.changes():
+            async for _ in positions.of(kept.order_id).changes():
                 position = _get(positions, kept)
-                if position.version != version:
-                    version = position.version
-                    await self._broadcast(positions, kept)
+                await self._broadcast(positions, kept)
                 if position.over:  # as it was broadcast: what it became meanwhile is another change
                     break
             nursery.cancel_scope.cancel()
@@ -103,7 +104,8 @@ class ChainKeeper:
             scripts = watched_scripts(_get(positions, kept))
             with self.monitor.follow(scripts) as views:
                 async for view in views:
-                    position = await positions.execute(kept.order_id, observe(view))
+                    with kept.working.piece():
+                        position = await positions.execute(kept.order_id, observe(view))
                     shown = position.transactions(0).lock_txid in view.transactions
                     if shown != kept.lock_shown:
                         kept.lock_shown = shown
@@ -124,6 +126,10 @@ class ChainKeeper:
             await trio.sleep(step(left, LOOK_EVERY))
 
     async def _broadcast(self, positions: Positions, kept: _Kept) -> None:
+        with kept.working.piece():
+            await self._broadcast_now(positions, kept)
+
+    async def _broadcast_now(self, positions: Positions, kept: _Kept) -> None:
         async with kept.turn:  # so that who comes last has seen everything
             position = _get(positions, kept)
             try:
@@ -172,11 +178,15 @@ class AttestationKeeper:
         """By event; None while it is not attested."""
         told: dict[bytes, frozenset[int]] = {}
         """By position the contracts of which every event is asked for."""
+        seen: dict[bytes, Position] = {}
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 async for _ in Beating(report, positions.changed.changes()):
                     for position in positions.all():
+                        if seen.get(position.id) is position:
+                            continue
+                        seen[position.id] = position
                         claimable = _claimable(position)
                         new = claimable.keys() - told.get(position.id, frozenset())
                         told[position.id] = frozenset(claimable)  # none once it ended: a reorganisation may revive it
