@@ -123,6 +123,7 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
             "identity": str(core.identity.public),
             "time": core.clock.now(),
             "calendar": core.clock.calendar(),
+            "hour": core.clock.hour,
             "role": config.role,
             "explorer": config.explorer_base,
             "symbols": list(config.symbols),

@@ -7,9 +7,7 @@ import type { NodeInfo } from "./types";
 class Clock {
   /** Milliseconds of this machine's clock. */
   #here = $state(Date.now());
-  #told = $state<{ time: number; calendar: number } | null>(null);
-  #before: { time: number; calendar: number } | null = null;
-  #pace = $state(1);
+  #told = $state.raw<NodeInfo | null>(null);
 
   constructor() {
     setInterval(() => (this.#here = Date.now()), 1000);
@@ -22,7 +20,13 @@ class Clock {
 
   /** Seconds since 1970 in the oracle's calendar; expiries are in it. */
   get calendar(): number {
-    return this.#told === null ? this.now : this.#told.calendar + (this.now - this.#told.time) * this.#pace;
+    const told = this.#told;
+    return told === null ? this.now : told.calendar + (this.now - told.time) * this.#pace;
+  }
+
+  /** Whether the node told what its calendar says. */
+  get known(): boolean {
+    return this.#told !== null;
   }
 
   /** Seconds until a moment of the calendar. */
@@ -30,22 +34,16 @@ class Clock {
     return (calendar - this.calendar) / this.#pace;
   }
 
-  /** Ask the node for its two times. The pace of the calendar shows from two answers. */
-  async look(): Promise<NodeInfo> {
-    const node = await get<NodeInfo>("node");
-    this.#know(node);
-    return node;
+  /** By how much the calendar is faster than the clock. */
+  get #pace(): number {
+    return 3600 / (this.#told?.hour ?? 3600);
   }
 
-  #know(node: NodeInfo): void {
-    const told = { time: node.time, calendar: node.calendar };
-    const first = this.#before;
-    if (first !== null && told.time - first.time >= 1) {
-      const pace = (told.calendar - first.calendar) / (told.time - first.time);
-      this.#pace = pace > 1.5 ? pace : 1;
-    }
-    this.#before ??= told;
-    this.#told = told;
+  /** Ask the node for its two times. */
+  async look(): Promise<NodeInfo> {
+    const node = await get<NodeInfo>("node");
+    this.#told = node;
+    return node;
   }
 }
 

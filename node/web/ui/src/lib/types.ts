@@ -265,6 +265,8 @@ export interface NodeInfo {
   identity: string;
   time: number;
   calendar: number;
+  /** Seconds that an hour of the calendar takes. */
+  hour: number;
   /** Where transactions can be looked at, if anywhere: the id goes behind it. */
   explorer?: string | null;
   versions?: Record<string, string>;
