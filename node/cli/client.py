@@ -93,7 +93,8 @@ class Client:
         if response.status >= http.HTTPStatus.BAD_REQUEST:
             problem = answer if isinstance(answer, dict) else {}
             code, sentence = str(problem.get("code", "refused")), str(problem.get("detail", response.reason))
-            if key is not None and response.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and code != NOT_SENT:
+            failed = key is not None and response.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and code != NOT_SENT
+            if failed or code == "outcome_unknown":
                 raise OutcomeUnknown("unknown", sentence)
             raise LocalError(code, sentence)
         return answer
