@@ -24,6 +24,7 @@ from attrs import evolve, frozen
 from node.causes import EXPECTED, describe, describe_all, kind_of, leaves, remedy_for, with_cause
 from node.clock import Clock
 from node.errors import Conflict, Disconnected, NeedsUser, NotFound, Stuck
+from node.fallen import Fallen
 from node.health import REMEDIES, UP, OfferedRepair, Report, ServiceHealth, State
 from protocols.errors import CodedError
 
@@ -117,6 +118,7 @@ class Service(Generic[Api]):
         self._unwell: tuple[int, float] | None = None  # failures since it was last well, and when the first was
         self._changed = trio.Event()
         self._listeners: list[Callable[[], None]] = []
+        self._fell: Callable[[str, Disconnected], None] | None = None  # whom to tell that it ended with a need
         self._health = ServiceHealth(
             name=name,
             state=State.STARTING,
@@ -369,6 +371,11 @@ class Service(Generic[Api]):
 
     def _tell(self, kinds: Mapping[str, Exception], bugs: Sequence[Exception]) -> None:
         """Log what is new: not that it failed again in the same way, which the record counts."""
+        lost = [error for error in kinds.values() if isinstance(error, Disconnected) and self._is_of_a_need(error)]
+        if self._fell is not None and lost and len(lost) == len(kinds):
+            self._fell(self.name, lost[0])  # it is well again as soon as that one is, and has nothing else to tell
+            _log.debug("service failed", service=self.name, error=self._health.last_error)
+            return
         times, since = self._unwell or (0, trio.current_time())
         self._unwell = times + 1, since
         new = not kinds.keys() <= self._told
@@ -454,6 +461,7 @@ class Supervisor:
         self._raise_bugs = raise_bugs
         self._services: dict[str, Service[Any]] = {}
         self._changed = trio.Event()
+        self._fallen = Fallen()
         self._nursery: trio.Nursery | None = None
 
     def service(
@@ -479,6 +487,7 @@ class Supervisor:
             raise_bugs=self._raise_bugs,
         )
         service._listeners.append(self._ring)
+        service._fell = self._fallen.note
         self._services[name] = service
         if self._nursery is not None:
             self._nursery.start_soon(service.supervise, name=f"service {name}")
@@ -519,6 +528,7 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 present, self._nursery = self.services, nursery
+                nursery.start_soon(self._fallen.run)
                 for service in present:
                     nursery.start_soon(service.supervise, name=f"service {service.name}")
                     with trio.move_on_after(HEAD_START):
