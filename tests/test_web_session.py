@@ -1,5 +1,6 @@
 """Signing in at the page: passwords, sessions, what a cookie is good for, and the page's files."""
 
+import re
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -244,3 +245,19 @@ async def test_the_built_page_is_served_from_its_folder_alone(tmp_path: Path) ->
         "/assets",
     ):
         assert await status(path) is None
+
+
+async def test_the_apis_description_is_shown_by_a_page_of_ours(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        docs = await client.get("/api/v1/docs")
+        assert docs.headers["content-security-policy"] == CONTENT_POLICY
+        for name in re.findall(r'(?:src|href)="(/[^"]+)"', docs.text):
+            assert (await client.get(name)).status_code == 200
+        assert (await client.get("/api/v1/openapi.json")).status_code == 401
+        described = (await client.get("/api/v1/openapi.json", headers=BEARER)).json()
+        assert {"/api/v1/session", "/api/v1/password", "/api/v1/thing"} <= described["paths"].keys()
+        for methods in described["paths"].values():
+            for operation in methods.values():
+                assert "application/problem+json" in operation["responses"]["default"]["content"]
+        change = described["paths"]["/api/v1/thing"]["post"]
+        assert [each["name"] for each in change["parameters"]] == ["Idempotency-Key"]

@@ -28,6 +28,9 @@ KINDS = {
     ".woff2": "font/woff2",
 }
 """Other files are not served."""
+DOCS = "/api/v1/docs"
+NAMES = {"/": "index.html", DOCS: "docs.html"}
+"""What has a path of its own."""
 
 FOR_EVER = "public, max-age=31536000, immutable"
 """For what is in ``assets``: the build names those files by their contents."""
@@ -35,7 +38,7 @@ ASK_AGAIN = "no-cache"
 
 
 class Page:
-    """The files of one folder; ``/`` is its ``index.html``."""
+    """The files of the build, and those of the plain page where that has none of the name."""
 
     def __init__(self, built: Path = STATIC, plain: Path = PLAIN) -> None:
         self._built = built
@@ -51,12 +54,12 @@ class Page:
         return Response(content, headers={"Content-Type": kind, "Cache-Control": cache})
 
     def _read(self, path: str) -> tuple[bytes, str] | None:
-        folder = self._built if (self._built / "index.html").is_file() else self._plain
-        name = "index.html" if path == "/" else path.removeprefix("/")
+        name = NAMES.get(path, path.removeprefix("/"))
         kind = KINDS.get(Path(name).suffix)
         if kind is None or "\0" in name:
             return None
-        file = (folder / name).resolve()
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            return None
-        return file.read_bytes(), kind
+        for folder in (self._built, self._plain):
+            file = (folder / name).resolve()
+            if file.is_relative_to(folder.resolve()) and file.is_file():
+                return file.read_bytes(), kind
+        return None

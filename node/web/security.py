@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node import files
+from node.web.page import DOCS
 from node.web.problems import problem
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class Gate:
 
     async def _file(self, scope: Scope) -> Response | None:
         path: str = scope["path"]
-        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or path.startswith(("/api/", "/metrics")):
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            return None
+        if path.startswith(("/api/", "/metrics")) and path != DOCS:
             return None
         return await self._page.answer(path)
 

@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +25,7 @@ from node.config import WebTable
 from node.health import UNREPORTED, Report
 from node.web.access import Access
 from node.web.counted import Counted, Requests
+from node.web.describe import described
 from node.web.idempotency import Book, Idempotent
 from node.web.page import Page
 from node.web.problems import CrashGuard, add_problem_handlers
@@ -47,8 +49,15 @@ def create_app(
     """The API that these routers make, guarded; every error is a problem. `answers` are those given under a key."""
     from fastapi import FastAPI
 
-    # the pages of documentation load scripts from elsewhere, and the schema is no secret but needs the token
-    app = FastAPI(title="cfdnode", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
+    class Api(FastAPI):
+        def openapi(self) -> dict[str, Any]:
+            if self.openapi_schema is None:
+                self.openapi_schema = described(self)
+            return self.openapi_schema
+
+    # FastAPI's pages of documentation load scripts from elsewhere; ours is one of the page's files
+    description = "/api/v1/openapi.json"
+    app = Api(title="cfdnode", version=version("cfdnode"), docs_url=None, redoc_url=None, openapi_url=description)
     add_problem_handlers(app)
     for router in routers:
         app.include_router(router)
