@@ -23,6 +23,8 @@ T = TypeVar("T")
 HOUR = 4.0
 """Seconds: a position may be rolled over after one or two of them, and expires after a minute and a half."""
 UP_WITHIN = 60.0
+PRICE = "50000"
+"""USD, of a bitcoin; it stays there, so that a limit that a page suggests is good when it is pressed."""
 COINS = 100_000_000
 PASSWORD = "correct horse battery"
 
@@ -138,12 +140,13 @@ async def _live(folder: Path, ready: list[Stage], up: threading.Event) -> None:
         processes = Processes(folder, HOUR, http)
         async with processes.world() as world:
             await processes.world_is_up(world)
-            async with processes.maker() as maker:
+            await processes.control("/price", {"price": PRICE})
+            # both at ports that they keep, to be found again after a restart
+            at = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+            async with processes.maker("maker", "--listen", at[0]) as maker:
                 await healthy(maker)
                 address = (await maker.call("GET", "/maker"))["address"]
-                # a port of its own, so that the page finds it again after a restart
-                at = f"127.0.0.1:{free_port()}"
-                async with processes.taker(address, "taker", "--api", at) as taker:
+                async with processes.taker(address, "taker", "--api", at[1]) as taker:
                     await healthy(taker)
                     stage = Stage(processes, maker, taker, trio.lowlevel.current_trio_token())
                     await _prepare(stage)
