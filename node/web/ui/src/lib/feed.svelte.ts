@@ -20,7 +20,7 @@ interface Told {
 
 /** Seconds without a word, heartbeats included, after which a connection counts as lost. */
 const SILENCE = 40;
-const PAUSES = [0.5, 1, 2, 4, 8];
+const PAUSES = [0.5, 1, 2, 3];
 /** WebSockets that did not come about in a row, after which server-sent events are tried. */
 const REFUSED = 3;
 /** How often the health is asked for while the feed is away, in seconds. */
@@ -192,7 +192,7 @@ export class Feed {
       this.live = false;
       this.lostAt = Date.now();
     }
-    const pause = PAUSES[Math.min(this.#failures, PAUSES.length - 1)] ?? 8;
+    const pause = PAUSES[Math.min(this.#failures, PAUSES.length - 1)] ?? 3;
     this.#failures += 1;
     this.#timer = setTimeout(() => this.#connect(), pause * 1000 * (0.75 + Math.random() / 2));
   }

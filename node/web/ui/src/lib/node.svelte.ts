@@ -25,6 +25,11 @@ class Node {
     return "listener" in services ? "maker" : "setups" in services ? "taker" : null;
   }
 
+  /** Whether the node read its positions since it started: only then none means none. */
+  get positionsKnown(): boolean {
+    return feed.one("stale", "positions") !== undefined;
+  }
+
   get positions(): Position[] {
     return Object.values(feed.topic<Position>("positions")).sort((a, b) => b.placed_at - a.placed_at);
   }
