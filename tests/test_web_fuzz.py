@@ -13,7 +13,9 @@ import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from tests.test_node import Api, maker_on, taker_on
 from tests.worlds import running_world
@@ -71,6 +73,10 @@ def _ask_everything(description: dict[str, Any], api: Api) -> list[str]:
                 kind = answer.headers.get("content-type", [""])[0]
                 if answer.status_code == 500 or (answer.status_code >= 400 and kind != "application/problem+json"):
                     bad.append(f"{case.method} {case.formatted_path} {case.query} {case.body}: {answer.text}"[:1000])
+                try:
+                    case.validate_response(answer, checks=[response_schema_conformance])
+                except FailureGroup as wrong:
+                    bad.append(str(wrong)[:1000])
 
             with suppress(Unsatisfiable):  # where nothing is asked for, nothing can be wrong
                 ask()

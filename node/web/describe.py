@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from node.web.answers import ANSWERS
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -117,6 +119,7 @@ def described(app: FastAPI) -> dict[str, Any]:
         "session": {"type": "apiKey", "in": "cookie", "name": "cfdnode_session_PORT"},
     }
     found["security"] = [{"token": []}, {"session": []}]
+    answers = _answers(schemas)
     problem = {"$ref": "#/components/schemas/Problem"}
     for path, method, operation in _operations(found):
         operation["responses"].pop("422", None)
@@ -124,8 +127,23 @@ def described(app: FastAPI) -> dict[str, Any]:
             "description": "what went wrong",
             "content": {"application/problem+json": {"schema": problem}},
         }
+        if (answer := answers.get((method, path))) is not None:
+            told = next(told for status, told in operation["responses"].items() if status.startswith("2"))
+            told["content"] = {"application/json": {"schema": answer}}
         if method != "get" and path not in OWN:
             operation.setdefault("parameters", []).append(KEY)
+    return found
+
+
+def _answers(schemas: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """The schema of each answer, by method and path; what they refer to goes into `schemas`."""
+    from pydantic import TypeAdapter
+
+    found = {}
+    for (method, path), kind in ANSWERS.items():
+        schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        schemas.update(schema.pop("$defs", {}))
+        found[method, f"/api/v1/{path}"] = schema
     return found
 
 

@@ -25,7 +25,6 @@ from node.config import WebTable
 from node.health import UNREPORTED, Report
 from node.web.access import Access
 from node.web.counted import Counted, Requests
-from node.web.describe import described
 from node.web.idempotency import Book, Idempotent
 from node.web.page import Page
 from node.web.problems import CrashGuard, add_problem_handlers
@@ -48,6 +47,8 @@ def create_app(
 ) -> ASGIApp:
     """The API that these routers make, guarded; every error is a problem. `answers` are those given under a key."""
     from fastapi import FastAPI
+
+    from node.web.describe import described
 
     class Api(FastAPI):
         def openapi(self) -> dict[str, Any]:

@@ -1,0 +1,453 @@
+"""What the API answers, for its description: satoshis, decimal strings, hex, seconds since 1970.
+
+The routes build their answers themselves; tests/test_web_fuzz.py holds real answers against these models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Sat = int
+Price = str
+"""USD, or a rate: a decimal string."""
+Hex = str
+At = float
+"""Seconds since 1970."""
+Side = Literal["long", "short"]
+
+
+class Aged(BaseModel):
+    """Of when an answer is; with a reason it is the last known one."""
+
+    as_of: At
+    age: float
+    stale: bool
+    reason: str | None
+
+
+class Cause(BaseModel):
+    text: str
+    count: int
+    first: At
+    last: At
+
+
+class Repair(BaseModel):
+    name: str
+    title: str
+    consequence: str
+
+
+class ServiceAnswer(BaseModel):
+    name: str
+    state: str
+    since: At
+    reason: str
+    remedy: str = Field(description="what the user can do; empty for a healthy one")
+    next_try: At | None
+    failures: int
+    bugs: int
+    last_error: str
+    data_at: At | None
+    data_age: float | None
+    last_success: At | None
+    causes: list[Cause]
+    repairs: list[Repair]
+    needs: list[str]
+    actions: list[str]
+
+
+class HealthAnswer(BaseModel):
+    healthy: bool
+    time: At
+    warnings: list[str]
+    services: list[ServiceAnswer]
+
+
+class NodeAnswer(BaseModel):
+    version: str
+    network: str
+    role: Literal["maker", "taker"]
+    identity: Hex
+    explorer: str | None = Field(description="what a transaction's id is appended to, for a link")
+    symbols: list[str]
+    versions: dict[str, str | int]
+    time: At
+    calendar: int = Field(description="the oracle's time, whole seconds since 1970")
+    clock: dict[str, Any]
+
+
+class LogAnswer(BaseModel):
+    lines: list[dict[str, str]] = Field(description="`at`, `level`, `logger`, `event` and what else was said")
+
+
+class QuoteAnswer(BaseModel):
+    symbol: str
+    bid: Price | None
+    ask: Price | None
+    at: At | None
+    received_at: At | None
+    age: float | None
+    stale: bool
+    stale_at: At | None
+    reason: str | None
+
+
+class CandleAnswer(BaseModel):
+    time: int
+    open: Price
+    high: Price
+    low: Price
+    close: Price
+
+
+class HistoryOfPrices(BaseModel):
+    symbol: str
+    resolution: str
+    seconds: int
+    candles: list[CandleAnswer]
+
+
+class WalletAnswer(Aged):
+    confirmed: Sat
+    pending: Sat
+    reserved: Sat
+    margin_locked: Sat
+    kept_for_fees: Sat | None
+    height: int
+    coins: int
+
+
+class AddressAnswer(BaseModel):
+    address: str
+
+
+class CoinAnswer(BaseModel):
+    outpoint: str
+    txid: Hex
+    vout: int
+    value: Sat
+    address: str
+    confirmations: int
+    spendable: bool
+    held_by: Literal["position", "setup"] | None
+
+
+class CoinsAnswer(Aged):
+    coins: list[CoinAnswer]
+
+
+class SendAnswer(BaseModel):
+    address: str
+    amount: Sat
+    fee: Sat
+    fee_rate: int
+    change: Sat
+    inputs: list[str]
+    txid: Hex | None = Field(description="null of a preview")
+    raw: Hex | None
+
+
+class OfferAnswer(BaseModel):
+    id: Hex
+    symbol: str
+    maker_side: Side
+    taker_side: Side
+    price: Price
+    min_quantity: int
+    max_quantity: int
+    lot: int
+    leverages: list[int]
+    maker_leverage: int
+    opening_fee: Sat
+    funding_rate: str
+    fee_rate: int
+    timelocks: dict[str, int]
+    oracle: str
+    tolerance_near: str
+    tolerance_far: str
+    created: int
+    stale_at: At
+
+
+class TakersOffer(OfferAnswer):
+    maker: Hex
+    as_of: At
+    age: float
+    stale: bool
+    reason: str | None
+
+
+class Funding(BaseModel):
+    rate: str
+    per_day: Sat = Field(description="positive: paid to us")
+    hours: int
+
+
+class Fees(BaseModel):
+    rate: int
+    lock: Sat
+    commit: Sat
+    cet: Sat
+    total: Sat
+    coins: int
+
+
+class Trouble(BaseModel):
+    code: str
+    sentence: str
+
+
+class PreviewAnswer(BaseModel):
+    offer_id: Hex
+    maker: Hex
+    stale_at: At
+    symbol: str
+    side: Side
+    quantity: int
+    leverage: int
+    price: Price
+    margin: Sat
+    maker_margin: Sat
+    pool: Sat
+    opening_fee: Sat = Field(description="negative: we pay it")
+    funding: Funding
+    account: Sat
+    fees: Fees
+    total: Sat = Field(description="what leaves the wallet: margin and on-chain fees")
+    liquidation_price: Price | None
+    maker_liquidation_price: Price | None
+    break_even: Price | None = Field(description="from where on the payout is the margin")
+    break_even_after_fees: Price | None
+    curve: list[tuple[Price, Sat]] = Field(description="our payout by price")
+    payout_steps: dict[str, Sat]
+    expires_in: int
+    problem: Trouble | None
+
+
+class PlacedAnswer(BaseModel):
+    order_id: Hex
+    position: str
+
+
+class TransactionAnswer(BaseModel):
+    kind: str
+    txid: Hex
+    height: int | None
+
+
+class NextAnswer(BaseModel):
+    sentence: str
+    at: At | None
+
+
+class ValueAnswer(BaseModel):
+    price: Price
+    as_of: At
+    pnl: Sat
+    account: Sat
+    payout: Sat
+    fees_back: Sat
+    paid: Sat
+
+
+class Paid(BaseModel):
+    kind: str
+    txid: Hex
+    maker_payout: Sat
+    taker_payout: Sat
+    payout: Sat
+    final: bool
+    height: int | None
+
+
+class PositionBase(BaseModel):
+    order_id: Hex
+    state: str
+    placed_at: At
+    changed_at: At
+    role: Literal["maker", "taker"]
+    counterparty: Hex
+    symbol: str
+    side: Side
+    quantity: int
+    price: Price
+    taker_leverage: int
+    margin: Sat | None = None
+    pool: Sat | None = None
+    account: Sat | None = None
+    liquidation_price: int | None = None
+    refusal: Trouble | None
+    contract: dict[str, Any] | None
+    rollover: dict[str, Any] | None
+    closing: dict[str, Any] | None
+    settlement: dict[str, Any] | None
+    paid: Paid | None
+    recovered: bool
+
+
+class PositionAnswer(PositionBase):
+    next: NextAnswer | None = Field(default=None, description="what happens next; not of an archived one")
+    transactions: list[TransactionAnswer] = []
+    value: ValueAnswer | None = Field(default=None, description="what closing at the last quote would bring")
+    oracle_contradicted: bool | None = None
+
+
+class ArchivedAnswer(PositionBase):
+    archived_at: At
+
+
+class PageOfPositions(BaseModel):
+    positions: list[ArchivedAnswer]
+    next: int | None = Field(description="`before` of the next page")
+
+
+class CloseAnswer(BaseModel):
+    """What a close now would be, in satoshis, or the problem."""
+
+    price: Price | None
+    limit: Price | None
+    problem: Trouble | None
+    as_of: At | None
+    age: float | None
+
+
+class ProposedAnswer(PlacedAnswer):
+    price: Price
+    limit: Price
+
+
+class MakerLinkAnswer(BaseModel):
+    identity: Hex
+    state: str
+    reason: str
+    address: str | None = None
+    agent: str | None = None
+    protocols: list[str] = []
+    latency: float | None = Field(default=None, description="seconds")
+
+
+class BackupAnswer(BaseModel):
+    place: str
+    positions: int
+    size: int
+    newest: At | None
+    strange: dict[str, str]
+
+
+class WrittenAnswer(BaseModel):
+    path: str
+    positions: int
+    size: int
+
+
+class OracleAnswer(Aged):
+    url: str
+    scheme: str
+    announcement_key: Hex
+    attestation_key: Hex
+    contradicted: bool
+    remedy: str | None
+    contradictions: list[dict[str, Any]]
+
+
+class QuotedAnswer(BaseModel):
+    symbol: str
+    maker_side: Side
+    spread: str
+    offer: OfferAnswer | None
+    reason: str | None
+
+
+class MakerAnswer(Aged):
+    address: str
+    exposure: dict[str, int]
+    max_exposure: dict[str, int]
+    quoted: list[QuotedAnswer]
+    withdrawn: dict[str, str]
+
+
+class RequestAnswer(BaseModel):
+    id: Hex
+    kind: Literal["order", "rollover", "close"]
+    order_id: Hex
+    counterparty: Hex
+    symbol: str
+    side: Side
+    quantity: int
+    leverage: int
+    price: Price | None
+    funding_rate: str | None
+    since: At
+    answer_by: At
+    offer: OfferAnswer
+
+
+class RequestsAnswer(BaseModel):
+    number: int
+    requests: list[RequestAnswer]
+
+
+class PolicyAnswer(BaseModel):
+    accept_orders: str
+    accept_rollovers: str
+    accept_closes: str
+    max_quantity: dict[str, int]
+    max_exposure: dict[str, int]
+    changed: list[str] = Field(description="what the configuration says otherwise")
+
+
+class RateAnswer(BaseModel):
+    funding_rate: str | None
+    since: At | None
+    stale_at: At | None
+    stale: bool
+
+
+ANSWERS: dict[tuple[str, str], Any] = {
+    ("get", "health"): HealthAnswer,
+    ("get", "services/{name}"): ServiceAnswer,
+    ("post", "services/{name}/repairs/{repair}"): ServiceAnswer,
+    ("post", "services/{name}/{action}"): ServiceAnswer,
+    ("get", "node"): NodeAnswer,
+    ("get", "log"): LogAnswer,
+    ("get", "prices"): dict[str, QuoteAnswer],
+    ("get", "prices/{symbol}/history"): HistoryOfPrices,
+    ("get", "wallet"): WalletAnswer,
+    ("post", "wallet/addresses"): AddressAnswer,
+    ("get", "wallet/coins"): CoinsAnswer,
+    ("post", "wallet/send"): SendAnswer,
+    ("get", "positions"): list[PositionAnswer],
+    ("get", "positions/history"): PageOfPositions,
+    ("get", "positions/{order_id}"): PositionAnswer,
+    ("post", "positions/{order_id}/force-close"): PositionAnswer,
+    ("post", "positions/{order_id}/override"): PositionAnswer,
+    ("get", "positions/{order_id}/close"): CloseAnswer,
+    ("post", "positions/{order_id}/close"): ProposedAnswer,
+    ("post", "positions/{order_id}/rollover"): PlacedAnswer,
+    ("get", "makers"): list[MakerLinkAnswer],
+    ("post", "makers"): MakerLinkAnswer,
+    ("post", "orders"): PlacedAnswer,
+    ("post", "orders/preview"): PreviewAnswer,
+    ("get", "backup"): BackupAnswer,
+    ("post", "backup"): WrittenAnswer,
+    ("get", "oracle"): OracleAnswer,
+    ("get", "maker"): MakerAnswer,
+    ("get", "offers"): list[TakersOffer] | list[OfferAnswer],
+    ("post", "offers"): OfferAnswer | QuotedAnswer,
+    ("delete", "offers/{offer_id}"): OfferAnswer,
+    ("delete", "quoted/{symbol}/{side}"): QuotedAnswer,
+    ("get", "requests"): RequestsAnswer,
+    ("get", "orders"): list[RequestAnswer],
+    **{
+        ("post", f"{kind}/{{{name}}}/{word}"): RequestAnswer
+        for kind, name in (("requests", "request_id"), ("orders", "order_id"))
+        for word in ("accept", "reject")
+    },
+    **{(method, "policy"): PolicyAnswer for method in ("get", "patch", "delete")},
+    ("get", "rates"): dict[str, RateAnswer],
+    **{(method, "rates/{symbol}"): RateAnswer for method in ("put", "delete")},
+}
+"""By method and path of a route below ``/api/v1``."""
