@@ -535,7 +535,7 @@ async def test_nobody_but_its_taker_rolls_a_position_over(autojump_clock: object
 
 
 def copied(disk: MemoryBackend) -> MemoryBackend:
-    """A backup."""
+    """As it is now, to be put back."""
     made = copy.copy(disk)
     vars(made).update({name: copy.copy(value) for name, value in vars(disk).items() if isinstance(value, dict | list)})
     made._streams = {name: list(events) for name, events in disk._streams.items()}
@@ -547,11 +547,11 @@ async def test_a_node_that_was_restored_learns_that_its_record_is_too_old(autoju
     async with playing() as story:
         order_id = await story.one()
         player = story.player(who)
-        backup = copied(player.platters)
+        platters, backup = copied(player.platters), dict(player.backup.kept)
         await story.rolled(order_id, 1)
         assert player.life is not None
         player.life.end()
-        player.platters = backup
+        player.platters, player.backup.kept = platters, backup
         player.begin()
 
         def recovered() -> bool:

@@ -192,7 +192,7 @@ ORACLE = (
     rule(
         "the configured oracle",
         "The offer names the oracle that settles.",
-        cut(node.taker.Taker.place, "if offer.oracle"),
+        cut(node.taker.Taker.check, "if offer.oracle"),
         test("money_rules", "offers_that_are_old_or_of_other_rules_are_not_taken"),
     ),
 )
@@ -268,7 +268,7 @@ SAID = (
     rule(
         "offer: not stale",
         "An offer is stale 10 min after the maker's timestamp.",
-        cut(node.taker.Taker.place, "if offer.stale"),
+        cut(node.taker.Taker.check, "if offer.stale"),
         test("money_rules", "offers_that_are_old_or_of_other_rules_are_not_taken"),
     ),
     rule(

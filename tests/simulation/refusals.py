@@ -159,7 +159,7 @@ TRANSACTIONS = (
     rule(
         "the network's timelocks",
         "The three relative locks are parameters of the network, carried in the offer and checked by both.",
-        cut(node.taker.Taker.place, "if offer.timelocks"),
+        cut(node.taker.Taker.check, "if offer.timelocks"),
         test("money_rules", "offers_that_are_old_or_of_other_rules_are_not_taken"),
     ),
     rule(
