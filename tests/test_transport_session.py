@@ -272,7 +272,7 @@ def test_the_last_of_the_allowed_streams_is_not_the_end_of_the_connection() -> N
 def test_streams_beyond_the_limit_end_the_connection_of_whoever_opens_them() -> None:
     pair = established(SessionLimits(streams=3))
     for number in range(4):
-        pair.a.streams._h2.remote_settings._settings.pop(3, None)
+        pair.a.streams._h2.remote_settings.pop(3, None)
         pair.a.streams._limits = evolve(pair.a.streams._limits, streams=100)
         assert pair.a.streams.open_stream(PATH) == 2 * number + 1
     with pytest.raises(RemoteProtocolError, match="Max inbound streams is 3"):

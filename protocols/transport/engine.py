@@ -9,7 +9,7 @@ import h2.events
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
 
-from protocols.transport.frames import Frames
+from protocols.transport.frames import Frames, PeerSettings
 from protocols.transport.guard import MAX_DATA, MAX_HEADER_BLOCK
 from protocols.transport.http2 import Http2, SessionLimits
 
@@ -25,11 +25,15 @@ class Engine(Protocol):
 
     ignored: int
     """Flow-controlled bytes received on streams that we had reset; set to 0 by the caller."""
-    local_settings: Settings
-    remote_settings: Settings
+
     max_outbound_frame_size: int
     outbound_flow_control_window: int
     """Of the connection."""
+
+    @property
+    def remote_settings(self) -> PeerSettings | Settings:
+        """What the peer has told us."""
+        ...
 
     def receive_data(self, data: bytes) -> list[h2.events.Event]: ...
 

@@ -18,7 +18,7 @@ import h2.events
 from attrs import define
 from h2.errors import ErrorCodes
 from h2.exceptions import FlowControlError, TooManyStreamsError
-from h2.settings import SettingCodes, Settings
+from h2.settings import ChangedSetting, SettingCodes, Settings
 from h2.utilities import HeaderValidationFlags, is_informational_response, validate_headers
 from h2.windows import WindowManager
 from hpack import Decoder, Encoder
@@ -59,15 +59,24 @@ class _Stream:
     received_end: bool = False
 
 
+class PeerSettings(dict[SettingCodes | int, int]):
+    """What the peer has told us, as far as we use it."""
+
+    @property
+    def max_concurrent_streams(self) -> int:
+        return self.get(SettingCodes.MAX_CONCURRENT_STREAMS, _LAST_ID)
+
+
 class Frames:
     """One side of a connection: see :class:`protocols.transport.http2.Engine` for what is meant."""
 
     def __init__(self, settings: Settings, *, initiator: bool) -> None:
         """`settings`: ours, in force from the first byte."""
         self._initiator = initiator
-        self.local_settings = settings
-        self.remote_settings = Settings(client=not initiator)
-        self.max_outbound_frame_size = self.remote_settings.max_frame_size
+        self._settings = dict(settings)
+        self._changes: list[dict[SettingCodes | int, int]] = []  # of ours that the peer has not acknowledged
+        self.remote_settings = PeerSettings(Settings(client=not initiator))
+        self.max_outbound_frame_size = self.remote_settings[SettingCodes.MAX_FRAME_SIZE]
         self.ignored = 0
         self._preface = 0 if initiator else len(PREFACE)
         self._partial = bytearray()
@@ -194,7 +203,7 @@ class Frames:
 
     def _begin(self, stream_id: int, flags: int, block: bytes, events: list[h2.events.Event]) -> None:
         """A stream that is not there is new, or over and reset by the peer, or an offence."""
-        if self._inbound >= self.local_settings.max_concurrent_streams:
+        if self._inbound >= self._settings[SettingCodes.MAX_CONCURRENT_STREAMS]:
             raise TooManyStreamsError(f"Max inbound streams is {self._inbound}, {self._inbound} open")
         if stream_id in self._reset:
             self._decode(block, None)
@@ -270,27 +279,39 @@ class Frames:
         frame.parse_flags(flags)
         frame.parse_body(memoryview(body))
         if flags & _ACK:
-            event = h2.events.SettingsAcknowledged()
-            if self._first_acknowledged:
-                event.changed_settings = self.local_settings.acknowledge()
-            # the first were in force before: that must not count for a change that is under way
-            self._first_acknowledged = True
-            events.append(event)
+            self._acknowledged(events)
             return
+        known = Settings(client=not self._initiator)  # not kept: it is ten times as large as what it holds
         for setting, value in frame.settings.items():
-            self.remote_settings.validate_received_setting(setting, value)
-        self.remote_settings.update(frame.settings)
-        events.append(h2.events.RemoteSettingsChanged.from_settings(self.remote_settings, frame.settings))
-        changes = self.remote_settings.acknowledge()
-        if change := changes.get(SettingCodes.INITIAL_WINDOW_SIZE):
-            for stream in self._streams.values():
-                stream.sending = _grown(stream.sending, change.new_value - (change.original_value or 0))
-        if change := changes.get(SettingCodes.HEADER_TABLE_SIZE):
-            self._encoder.header_table_size = change.new_value
-            self._encoded.clear()
-        if change := changes.get(SettingCodes.MAX_FRAME_SIZE):
-            self.max_outbound_frame_size = change.new_value
+            known.validate_received_setting(setting, value)
+        events.append(h2.events.RemoteSettingsChanged())
+        for setting, value in frame.settings.items():
+            if setting == SettingCodes.INITIAL_WINDOW_SIZE:
+                change = value - self.remote_settings[setting]
+                for stream in self._streams.values():
+                    stream.sending = _grown(stream.sending, change)
+            elif setting == SettingCodes.HEADER_TABLE_SIZE:
+                self._encoder.header_table_size = value
+                self._encoded.clear()
+            elif setting == SettingCodes.MAX_FRAME_SIZE:
+                self.max_outbound_frame_size = value
+            elif setting != SettingCodes.MAX_CONCURRENT_STREAMS:
+                continue  # says nothing to us
+            self.remote_settings[setting] = value
         self._send(guard.SETTINGS, _ACK, 0)
+
+    def _acknowledged(self, events: list[h2.events.Event]) -> None:
+        event = h2.events.SettingsAcknowledged()
+        if not self._first_acknowledged:
+            # These were in force before: it must not count for a change that is under way.
+            self._first_acknowledged = True
+        elif self._changes:
+            changes = self._changes.pop(0)
+            event.changed_settings = {
+                code: ChangedSetting(code, self._settings[code], value) for code, value in changes.items()
+            }
+            self._settings.update(changes)
+        events.append(event)
 
     def _take_go_away(self, stream_id: int, flags: int, body: bytes, events: list[h2.events.Event]) -> None:
         _check_of_connection(stream_id)
@@ -356,7 +377,7 @@ class Frames:
         self._send(guard.PING, 0, 0, opaque_data)
 
     def update_settings(self, new_settings: dict[SettingCodes | int, int]) -> None:
-        self.local_settings.update(new_settings)
+        self._changes.append(new_settings)
         self._send_settings(new_settings)
 
     def close_connection(self, error_code: ErrorCodes | int = 0, additional_data: bytes | None = None) -> None:
@@ -394,7 +415,11 @@ class Frames:
         self._send(guard.RESET, 0, stream_id, _NUMBER.pack(int(code)))
 
     def _new_stream(self, *, ours: bool) -> _Stream:
-        return _Stream(ours, self.remote_settings.initial_window_size, self.local_settings.initial_window_size)
+        return _Stream(
+            ours,
+            self.remote_settings[SettingCodes.INITIAL_WINDOW_SIZE],
+            self._settings[SettingCodes.INITIAL_WINDOW_SIZE],
+        )
 
     def _ended(self, stream_id: int, stream: _Stream, events: list[h2.events.Event]) -> None:
         stream.received_end = True
