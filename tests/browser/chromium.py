@@ -78,4 +78,6 @@ def context(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, **more:
 
 def shot(page: Page, name: str, *, whole: bool = False) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    if whole:
+        page.evaluate("scrollTo(0, 0)")  # what sticks to the top is there
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)

@@ -86,6 +86,7 @@ export interface Service {
   next_try: number | null;
   remedy: string | null;
   data_at: number | null;
+  last_success: number | null;
   needs: string[];
   causes: Cause[];
   repairs: Repair[];

@@ -21,7 +21,10 @@ export interface Warning {
 const UP = ["healthy", "degraded"];
 
 /** What is not done while a service is down, and what still works. */
-const CONSEQUENCES: Record<string, { level: Warning["level"]; maker?: string; taker?: string; both?: string }> = {
+const CONSEQUENCES: Record<
+  string,
+  { level: Warning["level"]; maker?: string; taker?: string; both?: string }
+> = {
   data: { level: "error", both: "The data directory cannot be used: the node does nothing until it can" },
   store: {
     level: "error",
@@ -35,21 +38,33 @@ const CONSEQUENCES: Record<string, { level: Warning["level"]; maker?: string; ta
     level: "error",
     both: "No chain server: confirmations are not seen, and what is force-closed goes out once one is back",
   },
-  broadcaster: { level: "error", both: "Transactions are not sent: a force close goes out once this is mended" },
+  broadcaster: {
+    level: "error",
+    both: "Transactions are not sent: a force close goes out once this is mended",
+  },
   contracts: {
     level: "error",
     both: "Contracts are not watched on the chain: old ones that a peer publishes go unseen",
   },
-  punishing: { level: "error", both: "A peer that publishes an old contract is not punished until this is mended" },
+  punishing: {
+    level: "error",
+    both: "A peer that publishes an old contract is not punished until this is mended",
+  },
   backup: { level: "error", both: "The backup cannot be written: nothing new is signed until it can" },
   oracle: {
     level: "warning",
     both: "The oracle does not answer: nothing opens or rolls over; what expires is paid once it speaks",
   },
-  wallet: { level: "warning", both: "The wallet is down: nothing opens and nothing is sent; closing still works" },
+  wallet: {
+    level: "warning",
+    both: "The wallet is down: nothing opens and nothing is sent; closing still works",
+  },
   network: { level: "warning", both: "The network is down: peers are not reached; force close still works" },
   listener: { level: "warning", maker: "No taker can connect: orders, rollovers and closes do not arrive" },
-  quoting: { level: "warning", maker: "Offers do not follow the market: they are withdrawn until this is mended" },
+  quoting: {
+    level: "warning",
+    maker: "Offers do not follow the market: they are withdrawn until this is mended",
+  },
   settlements: { level: "warning", taker: "Closes do not go on; force close still works" },
   rollovers: { level: "warning", taker: "Positions are not rolled over: they settle at their expiry" },
   clock: { level: "warning", both: "This machine’s clock is doubtful" },
@@ -68,15 +83,19 @@ export function warnings(known: Known): Warning[] {
 function ofService(service: Service, known: Known): Warning[] {
   if (UP.includes(service.state) && !(service.state === "degraded" && service.name === "clock")) return [];
   if (["starting", "waiting"].includes(service.state) && known.now - service.since < 10) return []; // as at every start
-  const why = service.reason ? `: ${service.reason}` : ` (${service.state})`;
+  const why = ` (${service.reason || service.state})`;
   if (service.name.startsWith("maker-") && known.role === "taker") {
-    const text = `The maker ${service.name.slice(6, 14)}… is away for ${span(known.now - service.since)}`;
-    const still = known.open ? ": its positions cannot be closed together or rolled over; force close still works" : "";
+    const text = `The maker ${service.name.slice(6, 14)}… is away for ${span(known.now - (service.last_success ?? service.since))}`;
+    const still = known.open
+      ? ": its positions cannot be closed together or rolled over; force close still works"
+      : "";
     return [{ level: "warning", text: `${text}${still}.` }];
   }
   const entry = CONSEQUENCES[service.name];
   const said = entry?.both ?? (known.role !== null ? entry?.[known.role] : undefined);
-  return entry && said ? [{ level: entry.level, text: `${said}${why}.` }] : [];
+  if (!entry || !said) return [];
+  const [what = "", ...means] = said.split(": ");
+  return [{ level: entry.level, text: `${what}${why}${means.map((each) => `: ${each}`).join("")}.` }];
 }
 
 function ofPrices(known: Known): Warning[] {
@@ -84,7 +103,9 @@ function ofPrices(known: Known): Warning[] {
   const [first] = stale;
   if (!first) return [];
   const what =
-    stale.length === known.prices.length ? "Prices" : `${stale.map((price) => price.symbol).join(", ")} prices`;
+    stale.length === known.prices.length
+      ? "Prices"
+      : `${stale.map((price) => price.symbol).join(", ")} prices`;
   const age = first.at === null ? "have not arrived" : `are ${span(known.now - first.at)} old`;
   const consequence =
     known.role === "maker"
