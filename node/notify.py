@@ -67,7 +67,7 @@ EVENTS: Mapping[str, tuple[str, Severity, str]] = {
     "CloseProposed": ("closing", "info", "is to be closed"),
     "CloseRejected": ("closing", "warning", "could not be closed: the maker refused"),
     "CloseFailed": ("closing", "warning", "could not be closed"),
-    "CommitPublishing": ("closing", "warning", "is force-closed by this node"),
+    "CommitPublishing": ("closing", "warning", "ends by its commit, which this node publishes"),
     "CommitPublished": ("closing", "warning", "has its commit on the chain: the price at expiry settles it"),
     "ClosePublished": ("closing", "info", "is closed, once that is final"),
     "SpendPublished": ("closing", "info", "is settled, once that is final"),

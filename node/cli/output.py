@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import threading
 import time
@@ -50,7 +51,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], empty: str) ->
     if not found:
         typer.echo(empty)
         return
-    right = [all(isinstance(row[n], int | None) for row in found) for n in range(len(heads))]
+    right = [all(_is_number(row[n]) for row in found) for n in range(len(heads))]
     lines = [list(heads), *([cell(value) for value in row] for row in found)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(heads))]
     for number, line in enumerate(lines):
@@ -84,8 +85,11 @@ def _harmless(value: object) -> object:
     return value
 
 
-def _is_number(text: str) -> bool:
-    return text.lstrip("-").replace(".", "", 1).isdigit()
+def _is_number(value: object) -> bool:
+    """Also one that is a decimal string, or is not there."""
+    return isinstance(value, int | None) or (
+        isinstance(value, str) and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", value) is not None
+    )
 
 
 @contextmanager

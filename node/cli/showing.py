@@ -15,7 +15,7 @@ from protocols.errors import LocalError
 
 POSITION_HEADS = (
     *("order", "state", "symbol", "side", "quantity", "price", "leverage"),
-    *("margin", "liquidation", "paid", "placed", "refusal"),
+    *("margin", "liquidation", "gain now", "worth now", "paid", "placed", "refusal"),
 )
 PAGE = 500
 
@@ -168,6 +168,7 @@ def _archived(node: Client) -> list[Any]:
 
 
 def _position_row(view: Mapping[str, Any]) -> Sequence[object]:
+    value = view.get("value") or {}  # at the price at which it could be closed now
     return (
         view["order_id"],
         view["state"],
@@ -178,6 +179,8 @@ def _position_row(view: Mapping[str, Any]) -> Sequence[object]:
         view["taker_leverage"],
         view.get("margin"),
         _text(view.get("liquidation_price")),
+        value.get("pnl"),
+        value.get("paid"),
         view["paid"]["payout"] if view["paid"] else None,
         output.moment(view["placed_at"]),
         view["refusal"]["code"] if view["refusal"] else None,
@@ -190,6 +193,7 @@ def _position_facts(view: Mapping[str, Any]) -> list[tuple[str, object]]:
     refusals = (view["refusal"], rollover.get("refusal"), closing.get("refusal"))
     found: list[tuple[str, object]] = [
         *zip(POSITION_HEADS[:-1], _position_row(view)[:-1], strict=True),
+        ("what comes next", (view.get("next") or {}).get("sentence")),
         ("pool, sat", view.get("pool")),
         ("fee account, sat", view.get("account")),
         ("counterparty", view["counterparty"]),
