@@ -79,8 +79,10 @@ _MEASURED = (
     ("open + first answer, p50", "ms", "first_answer", "answers", "p50", 1e3),
     ("open + first answer, p99", "ms", "first_answer", "answers", "p99", 1e3),
     ("short dialogues", "/s", "dialogues", "dialogues", "rate", 1),
+    ("CPU of a short dialogue, both sides", "ms", "dialogues", "dialogues", "cpu", 1e3),
     ("dialogues, all their streams open at once", "/s", "concurrent", "concurrent", "rate", 1),
     ("bulk on 1 stream", "MB/s", "bulk", "one", "rate", 1),
+    ("CPU of bulk, both sides", "ms/MB", "bulk", "one", "cpu", 1e3),
     ("bulk on 10 streams", "MB/s", "bulk", "ten", "rate", 1),
     ("ping under bulk, p50", "ms", "ping_under_load", "pings", "p50", 1e3),
     ("ping under bulk, p99", "ms", "ping_under_load", "pings", "p99", 1e3),
@@ -92,16 +94,18 @@ def figures(plan: Plan | None = None) -> Iterator[Figure]:
     plan = plan or Plan()
     python = sys.executable if plan is QUICK else str(_environment())
     with ExitStack() as stack:
-        clients = {kind: stack.enter_context(_pair(python, kind))[1] for kind in plan.kinds}
+        pairs = {kind: stack.enter_context(_pair(python, kind)) for kind in plan.kinds}
         measured: dict[tuple[str, int], list[dict[str, dict[str, float]]]] = {}
         for name, unit, measurement, of_plan, value, factor in _MEASURED:
             what = measurement, getattr(plan, of_plan)
             if what not in measured:
-                measured[what] = [{kind: end.ask(*what) for kind, end in clients.items()} for _ in range(plan.rounds)]
+                measured[what] = [
+                    {kind: _asked(pair, *what) for kind, pair in pairs.items()} for _ in range(plan.rounds)
+                ]
             yield from _beside(
-                name, unit, {kind: [each[kind][value] * factor for each in measured[what]] for kind in clients}
+                name, unit, {kind: [each[kind][value] * factor for each in measured[what]] for kind in pairs}
             )
-        trips = {kind: end.ask("round_trips", 1 if plan is QUICK else 3) for kind, end in clients.items()}
+        trips = {kind: pair[1].ask("round_trips", 1 if plan is QUICK else 3) for kind, pair in pairs.items()}
         yield from _beside(
             "connect over a slow wire", "round trips", {kind: [heard["connect"]] for kind, heard in trips.items()}
         )
@@ -185,6 +189,23 @@ def _end(python: str, kind: str, *arguments: str) -> Iterator[_End]:
             yield _End(process, process.stdin, process.stdout)
         finally:
             process.kill()
+
+
+def _asked(pair: tuple[_End, _End], measurement: str, count: int) -> dict[str, float]:
+    """What the client says, and the processor seconds that both took for each unit of its `amount`: unlike all else
+    they say little about what else the machine is doing."""
+    before = sum(map(_processor, pair))
+    heard = pair[1].ask(measurement, count)
+    if amount := heard.get("amount"):
+        # never less than what the system's clock can tell
+        heard["cpu"] = max(0.01, sum(map(_processor, pair)) - before) / amount
+    return heard
+
+
+def _processor(end: _End) -> float:
+    """Seconds of all its threads so far, in the kernel too; Linux tells."""
+    told = Path(f"/proc/{end.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(end: _End) -> float:

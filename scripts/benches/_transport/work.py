@@ -140,7 +140,8 @@ class Client:
             async with anyio.create_task_group() as group:
                 for _ in range(TASKS):
                     group.start_soon(some)
-        return {"rate": count // TASKS * TASKS / seconds[0]}
+        done = count // TASKS * TASKS
+        return {"rate": done / seconds[0], "amount": done}
 
     async def concurrent(self, count: int) -> dict[str, float]:
         """So many streams at once: each opened and answered, then all asked once more while all are open."""
@@ -169,14 +170,15 @@ class Client:
         """Megabytes a second over so many streams together; as many megabytes as take about a second or less."""
         link = await self.link()
         await bulk(link, len(CHUNK))
-        megabytes, seconds = 4, [0.0]
+        megabytes, amount, seconds = 4, 0, [0.0]
         while seconds[-1] < 0.25 and megabytes <= 1024:
             megabytes *= 4 if seconds[-1] < 0.06 else 2
+            amount += megabytes
             with _timed(seconds):
                 async with anyio.create_task_group() as group:
                     for _ in range(streams):
                         group.start_soon(bulk, link, megabytes * 1_000_000 // streams)
-        return {"rate": megabytes / seconds[-1]}
+        return {"rate": megabytes / seconds[-1], "amount": amount}
 
     async def ping_under_load(self, count: int) -> dict[str, float]:
         """An exchange on one stream while another is busy with bulk."""
