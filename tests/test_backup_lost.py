@@ -59,7 +59,7 @@ def wrong(scenario: str, *, every: int = 1, first: int = 0) -> dict[str, object]
 
 @pytest.mark.parametrize("scenario", ["rollover", "close"])
 def test_what_is_restored_gets_what_it_is_entitled_to(scenario: str) -> None:
-    assert wrong(scenario, every=7, first=3) == {}
+    assert wrong(scenario, every=15, first=3) == {}
 
 
 @pytest.mark.slow

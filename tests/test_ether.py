@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from protocols.contract.terms import REGTEST_TIMELOCKS
 from tests.test_node import market, taker_on
 
 SPREAD = "0.001"
 
 
+@pytest.mark.slow
 async def test_a_whole_trade_of_ether_beside_an_offer_of_bitcoin(tmp_path: Path) -> None:
     """Bitcoin's price and offer stay as they are all the while."""
     async with market(tmp_path) as this:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import trio
 from attrs import define
 
@@ -55,6 +56,7 @@ async def refusal(node: Api, status: int, path: str, **body: Any) -> Any:
     return answer.json()
 
 
+@pytest.mark.slow
 async def test_trading_pauses_while_the_oracle_or_the_exchange_is_away(tmp_path: Path) -> None:
     async with (
         outside(tmp_path) as there,

@@ -339,6 +339,7 @@ async def test_a_half_signed_close_whose_maker_is_gone_ends_by_the_commit(
         assert not this.known(closing["txid"])
 
 
+@pytest.mark.slow
 async def test_a_maker_that_signed_and_died_broadcasts_the_close_when_it_is_back(
     tmp_path: Path, looks: list[Callable[[], None]]
 ) -> None:
@@ -402,6 +403,7 @@ async def attested_commit(this: Market) -> tuple[str, Any]:
     return order_id, taking
 
 
+@pytest.mark.slow
 async def test_a_published_commit_is_spent_together_before_any_lock_is_over(tmp_path: Path) -> None:
     async with market(tmp_path) as this:
         order_id, taking = await attested_commit(this)
@@ -421,6 +423,7 @@ async def test_a_published_commit_is_spent_together_before_any_lock_is_over(tmp_
         assert taking["paid"]["height"] < taking["contract"]["commit_height"] + REGTEST_TIMELOCKS.liquidation
 
 
+@pytest.mark.slow
 async def test_without_the_makers_help_the_cet_pays(tmp_path: Path) -> None:
     async with market(tmp_path, cooperative_spend=False) as this:
         order_id, _ = await attested_commit(this)
