@@ -181,6 +181,24 @@ async def test_when_all_stream_ids_are_used_another_connection_goes_on_and_nobod
             await first.connection.open(ECHO)
 
 
+async def test_who_holds_a_connection_whose_stream_ids_are_used_does_not_notice_either() -> None:
+    limits = Limits(session=SessionLimits(last_stream=9))
+    async with running({ECHO: echo}, limits=limits) as maker, running(secret=DIALLER, limits=limits) as taker:
+        connection = await taker.dial(await address_of(maker))
+        lasting = await connection.open(ECHO)
+        for _ in range(20):
+            assert await ask(connection) == b"question"
+        assert taker.counts.connections > 4
+        await lasting.send_all(b"still here")
+        assert await lasting.receive_some() == b"still here"
+        assert not connection.closed
+        # The side that was dialled cannot dial, and says so.
+        at_maker = maker.connections[-1]
+        with pytest.raises(ConnectionLost, match="all its stream ids are used"):
+            for _ in range(6):
+                (await at_maker.open(ECHO)).reset()
+
+
 # -- several addresses, names, proxies
 
 

@@ -49,9 +49,6 @@ async def test_a_maker_listens_where_it_is_told_to_and_takes_who_is_on_its_list(
                 said = await speak(connection, identify.PROTOCOL, identify.opener("signet"), Host())
                 assert said.role is PeerRole.MAKER
                 await connection.aclose()
-        allow.unlink()
-        service = maker.core.supervisor["peer-lists"]
-        await until(lambda: "no such file" in service.health.reason)
 
 
 async def test_a_taker_reaches_a_maker_by_whichever_of_its_addresses_answers_and_through_a_proxy(

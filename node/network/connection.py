@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import trio
 from attrs import frozen
@@ -79,6 +79,8 @@ class Connection:
         self.counts = ConnectionCounts()
         self.latency: float | None = None
         """Seconds that the newest ping took, there and back."""
+        self.renew: Callable[[str], Awaitable[Substream]] | None = None
+        """Opens a substream on another connection to the peer, when this one has no stream ids left."""
         self._peer = PeerId(session.peer)
         self._carrier = carrier
         self._on_stream = on_stream
@@ -143,12 +145,15 @@ class Connection:
     async def open(self, path: str) -> Substream:
         """Open a substream; waits while as many as the peer allows are open.
 
-        Returns before the peer knows: what it answers shows in the first receive. Raises `ConnectionLost`, `Closed`,
-        or `Forbidden` and `Busy` if that is how the peer ended the connection.
+        Returns before the peer knows: what it answers shows in the first receive. When all stream ids are used, the
+        substream is one of another connection, which is dialled if need be. Raises `ConnectionLost`, `Closed`, or
+        `Forbidden` and `Busy` if that is how the peer ended the connection.
         """
         await trio.lowlevel.checkpoint()
         streams = self.session.streams
         while True:
+            if self.exhausted and self.renew is not None and not self.closed:
+                return await self.renew(path)
             self._check_open()
             if streams.may_open:
                 break

@@ -20,8 +20,8 @@ class ProtocolCounts:
     refused: Counter[int] = field(factory=Counter)
     """By status, by either side."""
     resets: Counter[int] = field(factory=Counter)
-    """By HTTP/2 error code (14: any that does not exist), by either side; the orderly end of a stream that is still sent
-    on is one with code 0."""
+    """By HTTP/2 error code (14: any that does not exist), by either side; the orderly end of a stream that is still
+    sent on is one with code 0."""
     sent: int = 0
     """Bytes of messages."""
     received: int = 0
