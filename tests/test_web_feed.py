@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import pytest
 import trio
 from attrs import Factory, define
@@ -149,3 +150,53 @@ def test_an_id_that_says_nothing_gets_the_whole_state(last: str) -> None:
     board = Board()
     board.put_one("tip", "tip", 0)
     assert [piece.event for piece in Reader(board, Clock(), "s", last).due()] == ["state"]
+
+
+async def test_server_sent_events_go_on_where_a_client_was() -> None:
+    async with served() as api:
+        api.board.put_one("tip", "tip", 1)
+        first = await events_of(api, "", 1)
+        assert first[0]["event"] == "state"
+        api.board.put_one("tip", "tip", 2)
+        (later,) = await events_of(api, first[0]["id"], 1)
+        assert (later["event"], json.loads(later["data"])["value"]) == ("change", 2)
+        assert (await events_of(api, "of another start-1", 1))[0]["event"] == "state"
+
+
+async def events_of(api: Served, last: str, count: int) -> list[dict[str, str]]:
+    """The first events that a client is sent that got `last` last."""
+    async with await trio.open_tcp_stream("127.0.0.1", api.port) as stream:
+        lines = (
+            "GET /api/v1/feed HTTP/1.1",
+            f"Host: 127.0.0.1:{api.port}",
+            f"Authorization: Bearer {TOKEN}",
+            f"Last-Event-ID: {last}",
+        )
+        await stream.send_all("\r\n".join((*lines, "", "")).encode())
+        text = b""
+        while text.count(b"\ndata: ") < count or not text.endswith(b"\n\n\r\n"):
+            text += await stream.receive_some()
+    blocks = [block for block in text.decode().split("\n\n") if "data: " in block]
+    pairs = [[line.split(": ", 1) for line in block.splitlines() if ": " in line] for block in blocks]
+    return [dict(each) for each in pairs]
+
+
+async def test_a_client_that_signs_out_is_told_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served() as api:
+        own = f"http://127.0.0.1:{api.port}"
+        async with httpx2.AsyncClient(base_url=own) as client:
+            await client.post("/api/v1/session", json={"token": TOKEN})
+            name, secret = next(iter(client.cookies.items()))
+            headers = [(b"Cookie", f"{name}={secret}".encode()), (b"Origin", own.encode())]
+            async with await trio.open_tcp_stream("127.0.0.1", api.port) as stream, trio.open_nursery() as nursery:
+                socket = await wrap_client_stream(
+                    nursery, stream, f"127.0.0.1:{api.port}", "/api/v1/ws", extra_headers=headers
+                )
+                await said(socket)
+                await client.delete("/api/v1/session")
+                api.board.put_one("tip", "tip", "secret")
+                with pytest.raises(ConnectionClosed) as closed:
+                    await socket.get_message()
+                assert closed.value.reason is not None
+                assert closed.value.reason.code == 1008
+                nursery.cancel_scope.cancel()

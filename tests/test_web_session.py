@@ -15,6 +15,8 @@ from node import files
 from node.clock import Clock
 from node.config import HostPort
 from node.errors import FieldError
+from node.supervision import Supervisor
+from node.web.door import Door
 from node.web.page import Page
 from node.web.passwords import set_password
 from node.web.security import CONTENT_POLICY
@@ -261,3 +263,20 @@ async def test_the_apis_description_is_shown_by_a_page_of_ours(tmp_path: Path) -
                 assert "application/problem+json" in operation["responses"]["default"]["content"]
         change = described["paths"]["/api/v1/thing"]["post"]
         assert [each["name"] for each in change["parameters"]] == ["Idempotency-Key"]
+
+
+async def test_people_can_sign_in_before_the_node_is_built(tmp_path: Path) -> None:
+    clock = Clock()
+    with bind_api(HostPort("127.0.0.1", 0)) as listener:
+        door = Door(tmp_path, listener=listener, supervisor=Supervisor(clock=clock), clock=clock, warnings=[])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, door, [listener])
+            async with httpx2.AsyncClient(base_url=url_of(listener)) as client:
+                assert (await client.get("/")).status_code == 200
+                assert (await client.get("/api/v1/health")).status_code == 401
+                assert (await client.post("/api/v1/session", json={"token": door.token})).status_code == 200
+                assert (await client.get("/api/v1/health")).json()["services"] == []
+                assert (await client.get("/api/v1/wallet")).json()["code"] == "starting"
+                door.let_in_services()  # and stays so
+                assert (await client.get("/api/v1/health")).status_code == 200
+            nursery.cancel_scope.cancel()
