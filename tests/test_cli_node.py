@@ -23,10 +23,12 @@ from attrs import frozen
 
 from node import cli, files
 from node.cli import output
+from node.network.address import Identity
 from node.web.passwords import is_password, kept_hash
 from tests.test_node import Market, market
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,7 @@ async def test_an_order_from_the_ticket_to_the_payout(tmp_path: Path, capsys: py
     async with market(tmp_path, hour=3600.0) as this:
         maker, taker = Shell(tmp_path / "maker", capsys), Shell(tmp_path / "taker", capsys)
         await offers_are_shown(this, maker, taker)
+        await makers_come_and_go(this, taker)
         order_id = await order_is_placed(this, taker)
         await positions_are_shown(this, order_id, maker, taker)
         await it_is_closed(this, order_id, taker)
@@ -84,6 +87,18 @@ async def offers_are_shown(this: Market, maker: Shell, taker: Shell) -> None:
     wrong = await maker("offers", "set", "--side", "long", "--price", "1.234")
     assert (wrong.status, wrong.out) == (2, "")
     assert wrong.err.startswith("cfdnode: price")
+
+
+async def makers_come_and_go(this: Market, taker: Shell) -> None:
+    address = (await this.maker.get("/maker"))["address"]
+    identity = address.partition("@")[0]
+    assert re.search(rf"\n{identity}  healthy +{address} ", (await taker("makers")).out)
+    other = f"{Identity(bytes(31) + bytes([7])).public}@127.0.0.1:1"
+    assert (await taker("makers", "add", other)).status == 0
+    assert len((await taker("makers", "--json")).json) == 2
+    assert (await taker("makers", "remove", other.partition("@")[0])).out == "removed\n"
+    assert len((await taker("makers", "--json")).json) == 1
+    assert (await taker("makers", "add", "nobody")).status == 2
 
 
 async def order_is_placed(this: Market, taker: Shell) -> str:
@@ -292,3 +307,24 @@ def test_every_command_has_json_but_those_that_run(capsys: pytest.CaptureFixture
         if "--json" not in capsys.readouterr().out:
             without.append(path)
     assert without == [("maker",), ("taker",), ("regtest",), ("password",), ("seed", "import")]
+
+
+def commands() -> set[str]:
+    from node.cli.app import app
+
+    found = set()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        found.add(command.name or command.callback.__name__)
+    return found | {str(group.name) for group in app.registered_groups}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_each_command_and_metric_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))
+    assert set(re.findall(r"\bcfdnode ([a-z][a-z-]*)", code)) <= commands()
+    metrics = (ROOT / "node" / "metrics.py").read_text(encoding="utf-8")
+    assert {name for name in re.findall(r"\bcfdnode_[a-z_]+", code) if f'"{name}"' not in metrics} == set()

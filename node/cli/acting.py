@@ -389,6 +389,40 @@ def offers_withdraw(
         typer.echo("withdrawn")
 
 
+def makers_add(
+    address: Annotated[str, typer.Argument(help="<64 hex digits>@host:port, as `cfdnode address` prints it.")],
+    *,
+    data: NodeData = None,
+    api: NodeApi = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a link to a maker, from now on and after a restart."""
+    answer = node_at("makers add", data, api, token_file).post("makers", {"address": address})
+    if as_json:
+        output.as_json(answer)
+    else:
+        typer.echo(f"{answer['identity']}: {answer['state']}")
+
+
+def makers_remove(
+    identity: Annotated[str, typer.Argument(help="The maker's identity, 64 hex digits.")],
+    *,
+    data: NodeData = None,
+    api: NodeApi = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Keep no link to a maker any more; refused while a position with it goes on."""
+    if re.fullmatch(r"[0-9a-f]{64}", identity) is None:
+        raise LocalError("bad_identity", f"makers remove: {identity[:80]!r} is not 64 hex digits in lower case")
+    node_at("makers remove", data, api, token_file).delete(f"makers/{identity}")
+    if as_json:
+        output.as_json({"removed": identity})
+    else:
+        typer.echo("removed")
+
+
 def _numbers(text: str) -> list[int]:
     parts = text.split(",")
     if not all(re.fullmatch(r" *[0-9]{1,4} *", part) for part in parts):

@@ -122,6 +122,35 @@ def offers(
     output.table(heads if taking else heads[:-1], rows if taking else [row[:-1] for row in rows], "no offers stand")
 
 
+def makers(
+    context: typer.Context,
+    *,
+    data: NodeData = None,
+    api: NodeApi = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """A taker's links to makers. `add` and `remove` change them, over restarts."""
+    if context.invoked_subcommand is not None:
+        _flags_behind(context, data, api, token_file)
+        return
+    found = node_at("makers", data, api, token_file).get("makers")
+    if as_json:
+        output.as_json(found)
+        return
+    rows = [
+        (
+            maker["identity"],
+            maker["state"],
+            maker.get("address"),
+            f"{latency * 1000:.0f} ms" if (latency := maker.get("latency")) is not None else None,
+            maker["reason"],
+        )
+        for maker in found
+    ]
+    output.table(("maker", "state", "address", "latency", "reason"), rows, "no makers; `cfdnode makers add` adds one")
+
+
 def positions(
     order_id: Annotated[str | None, typer.Argument(help="One position's order id; all unless given.")] = None,
     *,
