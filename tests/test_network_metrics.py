@@ -70,6 +70,16 @@ async def test_pings_are_measured(autojump_clock: trio.testing.MockClock) -> Non
         assert latencies == [(None, None), (0, None), (0, 0)]
 
 
+async def test_no_number_of_pings_is_a_flood(autojump_clock: trio.testing.MockClock) -> None:
+    async with joined() as both:
+        for turn in range(100):
+            for _ in range(10):
+                assert await both.at_taker.ping() == 0
+            await trio.sleep(turn % 3 / 2)
+        assert both.maker.offences == 0
+        assert not both.at_taker.closed
+
+
 async def test_failed_handshakes_and_dials_are_counted_by_cause() -> None:
     limits = Limits(handshake_within=0.05)
     async with running({ECHO: echo}, limits=limits) as maker, running(secret=DIALLER) as taker:

@@ -6,6 +6,7 @@ synchronous between two checkpoints, so no lock is needed and a cancelled caller
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -40,6 +41,8 @@ _READ_BYTES = 128 * 1024
 UNKNOWN_CODE = max(ErrorCodes) + 1
 """Under which all HTTP/2 error codes are counted that do not exist."""
 _PING = b"liveness"
+_PING_EVERY = 1.0
+"""Seconds: see `Budgets.pings`."""
 PATH = re.compile(r"/cfd/[a-z0-9_]{1,64}/[1-9][0-9]{0,4}")
 """``/cfd/<protocol>/<version>``"""
 
@@ -97,6 +100,7 @@ class Connection:
         self._heard = trio.current_time()
         self._pinged: float | None = None  # when the ping left that is not answered yet
         self._ponged = trio.lowlevel.ParkingLot()
+        self._answered_at = -math.inf
         self._drain_heard = False
         self._life = trio.CancelScope()
         self._lost: Callable[[], Exception] | None = None
@@ -176,13 +180,15 @@ class Connection:
             raise self._lost()
 
     async def ping(self) -> float:
-        """Seconds until the peer answered; calls at the same time share one ping. Raises `ConnectionLost`, `Closed`."""
+        """Seconds until the peer answered. Calls at the same time, and within a second of an answer, share one ping: a
+        peer bears no more. Raises `ConnectionLost`, `Closed`."""
         await trio.lowlevel.checkpoint()
         self._check_open()
-        self._ask()
-        await self._ponged.park()
-        if self._lost is not None:
-            raise self._lost()
+        if trio.current_time() - self._answered_at >= _PING_EVERY:
+            self._ask()
+            await self._ponged.park()
+            if self._lost is not None:
+                raise self._lost()
         assert self.latency is not None
         return self.latency
 
@@ -194,7 +200,8 @@ class Connection:
 
     def _answered(self) -> None:
         if self._pinged is not None:
-            self.latency, self._pinged = trio.current_time() - self._pinged, None
+            self._answered_at = trio.current_time()
+            self.latency, self._pinged = self._answered_at - self._pinged, None
             self._ponged.unpark_all()
 
     async def wait_closed(self) -> None:

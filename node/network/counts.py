@@ -46,7 +46,10 @@ class ConnectionCounts:
     def of(self, path: str, spoken: Collection[str]) -> ProtocolCounts:
         """To be counted up. What is opened by a peer and not in `spoken` is the protocol `OTHER`."""
         name = path if path in spoken or path in self.protocols else OTHER
-        return self.protocols.setdefault(name, ProtocolCounts())
+        counts = self.protocols.get(name)
+        if counts is None:
+            counts = self.protocols[name] = ProtocolCounts()
+        return counts
 
     def add(self, other: ConnectionCounts) -> None:
         self.sent += other.sent

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,15 +26,13 @@ class _OneAtATime:
         self._sentence = sentence
         self._taken = False
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         if self._taken:
             raise trio.BusyResourceError(self._sentence)
         self._taken = True
-        try:
-            yield
-        finally:
-            self._taken = False
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
 
 
 class Substream(trio.abc.HalfCloseableStream):
@@ -94,7 +91,7 @@ class Substream(trio.abc.HalfCloseableStream):
             raise TypeError(f"max_bytes must be an integer, not {max_bytes!r}")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-        with self._receiving():
+        with self._receiving:
             if self._readable():
                 await trio.lowlevel.checkpoint()
             while not self._readable():
@@ -137,7 +134,7 @@ class Substream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Hand over all of it; waits while the peer, or the connection, takes no more."""
-        with self._sending():
+        with self._sending:
             self._check_sendable()
             await trio.lowlevel.checkpoint_if_cancelled()
             torn_before = self._torn
@@ -153,7 +150,7 @@ class Substream(trio.abc.HalfCloseableStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Until `send_all` could begin, or would fail at once."""
-        with self._sending():
+        with self._sending:
             self._check_sendable(broken=False)
             await trio.lowlevel.checkpoint()
             if self._broken is None:
@@ -161,7 +158,7 @@ class Substream(trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         """End our half; what the peer sends still arrives."""
-        with self._sending():
+        with self._sending:
             if self._sent_eof and not self._closed:
                 await trio.lowlevel.checkpoint()
                 return
