@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -55,6 +56,10 @@ class _Link(Link):
 class Libp2p:
     asynchronous = "trio"
     one_stream = False
+
+    def __init__(self) -> None:
+        # it reports every connection that ends before it has introduced itself
+        logging.disable()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
