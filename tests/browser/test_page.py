@@ -106,7 +106,7 @@ def test_a_trade(browser: Browser, stage: Stage) -> None:
         card = page.get_by_role("article", name=re.compile("1000 BTCUSD, Open$"))
         expect(card).to_be_visible()
         expect(card.get_by_text("Payout now")).to_be_visible()
-        shot(page, "position", whole=True)
+        shot(page, "position")
 
         roll = card.get_by_role("button", name="Roll over now")
         expect(roll).to_be_enabled()
@@ -194,7 +194,7 @@ def test_a_service_is_stopped_and_started_from_the_page(browser: Browser, stage:
         asked.get_by_role("button", name="Stop").click()
         expect(row).to_contain_text("stopped")
         expect(page.locator("[data-banner]")).to_contain_text("The wallet is down")
-        shot(page, "health", whole=True)
+        shot(page, "health")
         row.get_by_role("button", name="Start wallet").click()
         page.get_by_role("dialog", name="Start wallet?").get_by_role("button", name="Start").click()
         expect(row).to_contain_text("healthy")
@@ -238,7 +238,8 @@ def test_a_maker_at_work(browser: Browser, stage: Stage) -> None:
         page.get_by_label("Orders are accepted").select_option("manual")
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_text("In force.")).to_be_visible()
-        shot(page, "offers", whole=True)
+        page.evaluate("scrollTo(0, 0)")
+        shot(page, "offers")
         try:
             go(page, "requests")
             order = stage.placed("long", 300, 3)
@@ -320,7 +321,7 @@ def test_every_page(browser: Browser, stage: Stage, role: str) -> None:
             page.emulate_media(color_scheme=theme)
             for name in PAGES[role]:
                 go(page, name)
-                page.wait_for_timeout(400)  # what it asks for is there, and colours have changed
+                page.wait_for_timeout(200)  # what it asks for is there
                 for violation in page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]:
                     if violation["impact"] in ("serious", "critical"):
                         where = [(each["target"], each["any"][0]["message"]) for each in violation["nodes"]][:2]
