@@ -71,9 +71,7 @@ async def round_trips(connection: Connection, count: int) -> list[float]:
 
 async def probe(address: PeerAddress, pings: int) -> None:
     """Print what there is to see. Raises CodedError when the maker cannot be reached or misbehaves."""
-    endpoint = Endpoint(Identity(os.urandom(32)))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(endpoint.run)
+    async with Endpoint(Identity(os.urandom(32))).running() as endpoint:
         started = trio.current_time()
         connection = await endpoint.dial(address)
         print(f"dialled {address.peer.short} at {address.host}:{address.port}: {since(started)}, its key is verified")
@@ -89,8 +87,6 @@ async def probe(address: PeerAddress, pings: int) -> None:
         if took:
             middle, most = milliseconds(median(took)), milliseconds(max(took))
             print(f"ping    {len(took)} round trips: median {middle}, longest {most}")
-        await connection.aclose()
-        nursery.cancel_scope.cancel()
 
 
 def show(found: tuple[Offer, ...] | None) -> None:
