@@ -32,7 +32,7 @@ from node.position.events import STREAM, order_of
 from node.position.state import Position
 from node.supervision import Service
 from node.values import without_secrets
-from protocols.errors import WorldError
+from protocols.errors import LocalError, WorldError
 
 if TYPE_CHECKING:
     from node.config import NotifyTable
@@ -49,6 +49,7 @@ LOOK_EVERY = 5.0
 """Seconds between looks at the services."""
 OFTEN, WITHIN = 5, 3600.0
 """So many failures within so many seconds are told even if the service is well in between."""
+EVENTS_OF = "events"
 REMEDY = "see to it that the target is there, or correct [notify]; it goes on trying by itself"
 
 Severity = Literal["info", "warning", "failure"]
@@ -261,6 +262,7 @@ class Notifier:
         self._positions = positions
         self._health = health
         self._problems: dict[str, str] = {}
+        self._told: dict[str, int] = {}  # by target, the last event that it was told of
 
     async def run(self, *, report: Report, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self._problems.clear()
@@ -280,11 +282,15 @@ class Notifier:
                     await self._follow(store, target, report)
             except Disconnected:
                 await trio.sleep(1)
+            except (WorldError, LocalError) as error:  # a store that takes nothing: of health is told all the same
+                self._is(EVENTS_OF, error.sentence, report)
+                await trio.sleep(LONGEST_PAUSE)
 
     async def _follow(self, store: EventStore, target: Target, report: Report) -> None:
         name = f"{NAME}-{target.key}"
         if await store.cursor(name) is None:
             await store.ack(Cursor(name, store.last_id))  # a new target is told what happens from now on
+        self._is(EVENTS_OF, None, report)
         subscription = Subscription(store, name)
         said: dict[str, str] = {}
         async for recorded in Beating(report, subscription):
@@ -295,8 +301,10 @@ class Notifier:
             said[recorded.stream] = recorded.name
             if note.kind == "ended":
                 del said[recorded.stream]
-            if not again and note.kind in self._config.events:
-                await self._deliver(target, note, report)
+            if recorded.id > self._told.get(target.key, 0):
+                if not again and note.kind in self._config.events:
+                    await self._deliver(target, note, report)
+                self._told[target.key] = recorded.id  # should the store not take the cursor
             await subscription.ack(recorded)
 
     async def _tell_health(self, target: Target, report: Report) -> None:
@@ -326,15 +334,21 @@ class Notifier:
             try:
                 await target.send(note)
             except WorldError as error:
-                self._problems[target.label] = error.sentence
-                report.degraded("; ".join(self._problems.values()), REMEDY)
+                self._is(target.label, error.sentence, report)
             else:
-                if self._problems.pop(target.label, None) is not None and not self._problems:
-                    report.recovered()
+                self._is(target.label, None, report)
                 return
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         log.warning("a notification grew too old", target=target.label, title=note.title)
+
+    def _is(self, label: str, problem: str | None, report: Report) -> None:
+        """How it stands with a target, or with the events."""
+        if problem is not None:
+            self._problems[label] = problem
+            report.degraded("; ".join(self._problems.values()), REMEDY)
+        elif self._problems.pop(label, None) is not None and not self._problems:
+            report.recovered()
 
     def _about(self, recorded: Recorded) -> Notification | None:
         """What is told of an event, with what the position is by now."""

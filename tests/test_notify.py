@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from attrs import define, field
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from node import notify
 from node.clock import Clock
 from node.config import NotifyTable, TakerConfig, load
-from node.errors import ConfigError
+from node.errors import ConfigError, NeedsUser
+from node.eventstore.damaged import Salvaged
 from node.eventstore.interface import EventStore
 from node.eventstore.memory import MemoryBackend, run_memory_store
 from node.health import ServiceHealth, State
@@ -167,6 +171,20 @@ def test_one_that_is_unwell_from_the_start_is_told_of() -> None:
     assert len(news.look([record(State.BLOCKED)], 60)) == 1
 
 
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 100)), max_size=40))
+def test_down_and_well_take_turns_and_only_once_they_lasted(looks: list[tuple[bool, int]]) -> None:
+    news, now, told, changed, before = HealthNews(quiet=60.0), 0.0, [True], 0.0, True
+    for well, seconds in looks:
+        now += seconds
+        changed = now if well is not before else changed
+        before = well
+        for severity, _ in news.look([record(State.HEALTHY if well else State.DEGRADED)], now):
+            told.append(severity == "info")
+            assert told[-1] is well
+            assert now - changed >= 60.0
+    assert all(this is not that for this, that in pairwise(told))
+
+
 # --- the service ------------------------------------------------------------------------------------------------------
 
 
@@ -196,8 +214,8 @@ class Told:
         return order_id.hex()
 
 
-def node(table: NotifyTable) -> Told:
-    supervisor, disk = Supervisor(raise_bugs=True), MemoryBackend()
+def node(table: NotifyTable, disk: MemoryBackend | None = None) -> Told:
+    supervisor, disk = Supervisor(raise_bugs=True), disk or MemoryBackend()
     store: Service[EventStore] = supervisor.service("store", partial(run_memory_store, disk))
     positions: Service[Positions] = supervisor.service("positions", partial(run_positions, store), [store])
     notifier = Notifier(
@@ -276,3 +294,17 @@ async def test_a_service_that_goes_down_is_told_of_by_name_and_without_credentia
             await until(lambda: any("ssl://(secret)@chain.example is gone" in told["message"] for told in server.told))
             nursery.cancel_scope.cancel()
     assert not any("user:pass" in told["message"] for told in server.told)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_while_the_store_takes_nothing_health_is_told_all_the_same() -> None:
+    with hook() as server:
+        damage = NeedsUser("the store is damaged", "restore it")
+        this = node(NotifyTable(urls=(server.url,), quiet=0.0), Salvaged(damage))
+        this.positions.stop()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(this.supervisor.run)
+            await until(lambda: any("positions is stopped" in told["message"] for told in server.told))
+            await this.notifications.until(State.DEGRADED)
+            assert "not written to" in this.notifications.health.reason
+            nursery.cancel_scope.cancel()
