@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import structlog.testing
@@ -589,6 +589,21 @@ async def test_a_peer_that_dials_again_replaces_its_old_connection_also_when_all
             assert old.reason == "the peer closed it (replaced)"
             assert await ask(new) == b"question"
             assert [connection.peer for connection in maker.connections] == [taker.identity.public]
+
+
+async def test_a_peer_that_dials_and_dials_is_busy_until_its_old_connections_are_over() -> None:
+    """They linger for a farewell that it does not answer: it must not have any number of them."""
+    async with running({ECHO: echo}) as maker, AsyncExitStack() as peers:
+        address = await address_of(maker)
+        told = []
+        for _ in range(7):
+            carrier, session = await peers.enter_async_context(by_hand(address, DIALLER))
+            said = await carrier.receive_some()
+            told += [event.reason for event in session.receive(said, 0) if isinstance(event, Farewell)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert told == [b"busy"] * 3
+        assert len(maker._connections) == 4
+        assert [connection.closed for connection in maker._connections] == [True, True, True, False]
 
 
 async def test_garbage_ends_one_connection_and_nothing_else() -> None:

@@ -132,9 +132,14 @@ class Connection:
         return self._offence
 
     @property
+    def parting(self) -> bool:
+        """Whether it is over or draining."""
+        return self.closed or self._closing
+
+    @property
     def usable(self) -> bool:
         """Whether substreams can be opened on it, be it after a while: it is not over, draining, or used up."""
-        usable = not (self.closed or self._closing or self.exhausted)
+        usable = not (self.parting or self.exhausted)
         return usable and self.session.streams.streams_allowed > 0
 
     @property

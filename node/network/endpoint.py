@@ -70,6 +70,8 @@ class ConnectionDown:
 ConnectionEvent = ConnectionUp | ConnectionDown
 _EVENTS = 4096
 _OFFENDERS = 1024
+_LINGERING = 4
+"""Connections of one peer, those included that were replaced and are not quite over: then it dials too often."""
 
 
 class Endpoint:
@@ -283,7 +285,7 @@ class Endpoint:
         try:
             async with turn:
                 for connection in tuple(self._with.get(peer, ())):
-                    if connection.exhausted and not connection.closed:
+                    if connection.exhausted and not connection.parting:
                         nursery.start_soon(connection.drain)
                     elif await self._alive(connection):
                         return connection
@@ -371,7 +373,8 @@ class Endpoint:
             return FORBIDDEN
         _, until = self._offenders.get(peer, (0, 0.0))
         full = len(self._connections) >= self._limits.connections and self.connection_to(peer) is None
-        return BUSY if full or trio.current_time() < until else b""
+        hasty = len(self._with.get(peer, ())) >= _LINGERING
+        return BUSY if full or hasty or trio.current_time() < until else b""
 
     async def _dismiss(self, carrier: trio.abc.Stream, session: Session, word: bytes) -> None:
         connection = Connection(
