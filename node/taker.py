@@ -160,6 +160,10 @@ class Taker:
             f"maker-{peer.short}", partial(self._keep_link, *addresses), [self.core.endpoint]
         )
 
+    def addresses(self, identity: bytes) -> list[PeerAddress]:
+        """At which that maker is dialled, in turn."""
+        return self._changes.apply(self.config.makers).get(PeerId(identity), [])
+
     async def add_maker(self, text: str) -> bytes:
         """Keep a link to that maker from now on, over restarts too; one that is known is dialled there first.
 
@@ -172,7 +176,7 @@ class Taker:
         if (known := self.links.get(address.peer.key)) is not None:
             self.core.supervisor.remove(known.name)
             await known.until(State.STOPPED)
-        self._link(address.peer, self._changes.apply(self.config.makers)[address.peer])
+        self._link(address.peer, self.addresses(address.peer.key))
         return address.peer.key
 
     async def remove_maker(self, identity: bytes) -> None:

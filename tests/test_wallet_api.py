@@ -61,6 +61,9 @@ async def _before_a_trade(world: RunningWorld, maker: Api, node: Maker, taker: A
 
     # makers
     (known,) = await taker.get("/makers")
+    assert known["addresses"] == [str(node.address)]
+    ((peer,), (other,)) = await taker.get("/peers"), await maker.get("/peers")
+    assert (peer["identity"], peer["dialled"], other["dialled"]) == (known["identity"], True, False)
     gone = await taker.http.delete(f"/makers/{known['identity']}")
     assert (gone.status_code, await taker.get("/makers")) == (204, [])
     assert (await taker.http.delete(f"/makers/{known['identity']}")).status_code == 404
@@ -78,11 +81,16 @@ async def _before_a_trade(world: RunningWorld, maker: Api, node: Maker, taker: A
     assert "lines" in await taker.get("/log?lines=5")
 
     # the feed has what the page shows
-    common = {"health", "tip", "wallet", "prices", "clock", "oracle", "backup"}
-    for api, more in ((maker, {"offers", "policy", "rates", "maker"}), (taker, {"makers"})):
-        async with feed_of(api) as feed:
-            _, state = await feed.next()
-            assert common | more <= state["topics"].keys()
+    common = {"health", "tip", "wallet", "prices", "clock", "oracle", "backup", "offers", "peers"}
+    for api, more in ((maker, {"policy", "rates", "maker"}), (taker, {"makers"})):
+        topics = common | more
+
+        async def shown(api: Api = api, topics: frozenset[str] = frozenset(topics)) -> bool:
+            async with feed_of(api) as feed:
+                _, state = await feed.next()
+                return bool(topics <= state["topics"].keys())
+
+        await api.sees(shown)
 
 
 async def _sends(taker: Api) -> None:

@@ -323,10 +323,17 @@ class MakerLinkAnswer(BaseModel):
     identity: Hex
     state: str
     reason: str
-    address: str | None = None
+    addresses: list[str] = Field(description="in the order in which they are dialled")
+    address: str | None = Field(default=None, description="at which it was reached")
     agent: str | None = None
     protocols: list[str] = []
     latency: float | None = Field(default=None, description="seconds")
+
+
+class PeerAnswer(BaseModel):
+    identity: Hex
+    dialled: bool = Field(description="by us")
+    latency: float | None
 
 
 class BackupAnswer(BaseModel):
@@ -413,6 +420,7 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("post", "services/{name}/{action}"): ServiceAnswer,
     ("get", "node"): NodeAnswer,
     ("get", "log"): LogAnswer,
+    ("get", "peers"): list[PeerAnswer],
     ("get", "prices"): dict[str, QuoteAnswer],
     ("get", "prices/{symbol}/history"): HistoryOfPrices,
     ("get", "wallet"): WalletAnswer,

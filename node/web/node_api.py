@@ -32,7 +32,7 @@ from node.web.metrics_api import metrics_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.outlook import next_view, transactions_view, value_view
 from node.web.tables import history_table
-from node.web.views import archived_view, position_view, quote_view
+from node.web.views import archived_view, peer_view, position_view, quote_view
 from node.web.wallet_api import wallet_router
 
 OVERRIDE_RISK = (
@@ -137,6 +137,13 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
 
         In memory, since the process began, of the level that is configured."""
         return {"lines": RECENT.last(lines)}
+
+    @router.get("/peers")
+    async def peers() -> list[dict[str, Any]]:
+        """Who is connected now, whichever of us dialled."""
+        with core.endpoint.lent() as endpoint:
+            return [peer_view(each) for each in endpoint.connections]
+        raise AssertionError("a recalled loan raises")
 
     @router.get("/prices")
     async def prices() -> dict[str, dict[str, Any]]:

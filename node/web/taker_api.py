@@ -125,7 +125,7 @@ def maker_view(taker: Taker, identity: bytes) -> dict[str, Any]:
     """A maker, and what is known of it now; `latency` in seconds."""
     service = taker.links[identity]
     view: dict[str, Any] = {"identity": identity.hex(), "state": service.state.value}
-    view["reason"] = service.health.reason
+    view |= {"reason": service.health.reason, "addresses": list(map(str, taker.addresses(identity)))}
     if service.health.up:
         with service.lent() as link:
             view |= {

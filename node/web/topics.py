@@ -17,7 +17,7 @@ from node.web.backup_api import backup_view
 from node.web.desk_api import policy_view, rate_view, request_view
 from node.web.oracle_api import oracle_view
 from node.web.outlook import Values
-from node.web.views import offer_view
+from node.web.views import offer_view, peer_view
 from protocols.errors import WorldError
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ def _topics(core: Core, values: Values) -> dict[str, dict[str, Any]]:
     if core.oracle.health.up:
         with suppress(WorldError), core.oracle.lent() as client:
             topics["oracle"] = {"oracle": oracle_view(core, client.contradictions)}
+    if core.endpoint.health.up:
+        with suppress(WorldError), core.endpoint.lent() as endpoint:
+            topics["peers"] = {str(each.peer): peer_view(each) for each in endpoint.connections}
     if core.backup.health.up:
         with suppress(WorldError), core.backup.lent() as backup:
             topics["backup"] = {"backup": backup_view(core, backup)}

@@ -8,6 +8,7 @@ from attrs import asdict
 
 from node.chain.broadcast import Attempt
 from node.close_price import brings
+from node.network.connection import Connection
 from node.position.archive import Archived
 from node.position.deadlines import CLOSE_WITHIN
 from node.position.state import Ending, EndingKind, Position
@@ -56,6 +57,11 @@ def quote_view(feed: Feed, now: float) -> dict[str, Any]:
         "stale_at": feed.stale_at if quote else None,
         "reason": problem,
     }
+
+
+def peer_view(connection: Connection) -> dict[str, Any]:
+    """A peer that is connected now; `latency` in seconds, of the last sign of life that was asked for."""
+    return {"identity": str(connection.peer), "dialled": connection.dialled, "latency": connection.latency}
 
 
 def position_view(position: Position, broadcasts: dict[bytes, Attempt]) -> dict[str, Any]:
