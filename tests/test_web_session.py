@@ -149,6 +149,22 @@ async def test_sessions_outlive_the_node_and_end_with_the_password_or_their_time
     assert await Sessions(tmp_path, clock).find(secret) is None
 
 
+async def test_who_asks_while_the_password_is_first_read_is_signed_in_too(tmp_path: Path) -> None:
+    """As two tabs do when the node comes back."""
+    set_password(tmp_path, "correct horse battery")
+    secret = await Sessions(tmp_path, Clock()).begin("password")
+    again = Sessions(tmp_path, Clock())
+    found = []
+
+    async def find() -> None:
+        found.append(await again.find(secret))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(find)
+    assert None not in found
+
+
 async def test_a_new_password_ends_every_session_but_the_one_that_set_it(tmp_path: Path) -> None:
     async with api(tmp_path) as client, httpx2.AsyncClient(base_url=client.base_url) as other:
         own = {"Origin": str(client.base_url).rstrip("/")}

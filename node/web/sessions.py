@@ -55,6 +55,7 @@ class Sessions:
         self._looked_at: float | None = None
         self._hashing = trio.CapacityLimiter(1)  # each takes 64 MiB
         self._turn = trio.Lock()
+        self._looking = trio.Lock()
 
     async def password_set(self) -> bool:
         return bool(await self._kept_hash())
@@ -98,14 +99,16 @@ class Sessions:
     # The disk may hang, or be gone: then what was last known of it holds.
 
     async def _kept_hash(self) -> str:
-        now = trio.current_time()
-        if self._data is not None and (self._looked_at is None or now - self._looked_at >= LOOK_EVERY):
-            self._looked_at = now
-            try:
-                with trio.move_on_after(DISK_WITHIN):
-                    self._hash = await trio.to_thread.run_sync(kept_hash, self._data, abandon_on_cancel=True)
-            except OSError as error:
-                log.warning("the password's hash cannot be read", reason=str(error))
+        if self._data is None:
+            return ""
+        async with self._looking:  # until it was read for the first time, nobody may take it for unset
+            if self._looked_at is None or trio.current_time() - self._looked_at >= LOOK_EVERY:
+                try:
+                    with trio.move_on_after(DISK_WITHIN):
+                        self._hash = await trio.to_thread.run_sync(kept_hash, self._data, abandon_on_cancel=True)
+                except OSError as error:
+                    log.warning("the password's hash cannot be read", reason=str(error))
+                self._looked_at = trio.current_time()
         return self._hash
 
     async def _all(self) -> OrderedDict[str, Session]:
