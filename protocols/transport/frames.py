@@ -81,6 +81,7 @@ class Frames:
         self._preface = 0 if initiator else len(PREFACE)
         self._partial = bytearray()
         self._outgoing: list[bytes | memoryview] = []
+        self.unsent = 0
         self._streams: dict[int, _Stream] = {}
         self._reset: dict[int, bool] = {}  # stream that was reset → whether by us
         self._inbound = 0
@@ -109,6 +110,7 @@ class Frames:
         }
         if initiator:
             self._outgoing.append(PREFACE)
+            self.unsent = len(PREFACE)
         self._send_settings(dict(settings))
 
     # -- what the peer sends
@@ -319,6 +321,7 @@ class Frames:
         frame.parse_body(memoryview(body))
         self._closed = True
         self._outgoing.clear()
+        self.unsent = 0
         event = h2.events.ConnectionTerminated()
         event.error_code = frame.error_code
         event.last_stream_id = frame.last_stream_id
@@ -383,7 +386,7 @@ class Frames:
     def close_connection(self, error_code: ErrorCodes | int = 0, additional_data: bytes | None = None) -> None:
         self._closed = True
         frame = GoAwayFrame(0, self._highest_inbound, int(error_code), additional_data or b"")
-        self._outgoing.append(frame.serialize())
+        self._send(guard.GO_AWAY, 0, 0, frame.serialize_body())
 
     def lives(self, stream_id: int) -> bool:
         return stream_id in self._streams
@@ -391,13 +394,10 @@ class Frames:
     def local_flow_control_window(self, stream_id: int) -> int:
         return min(self.outbound_flow_control_window, self._streams[stream_id].sending)
 
-    @property
-    def unsent(self) -> int:
-        return sum(map(len, self._outgoing))
-
     def data_to_send(self) -> bytes:
         data = b"".join(self._outgoing)
         self._outgoing.clear()
+        self.unsent = 0
         return data
 
     # -- both ways
@@ -405,11 +405,13 @@ class Frames:
     def _send(self, kind: int, flags: int, stream_id: int, body: bytes | memoryview = b"") -> None:
         length = len(body)
         self._outgoing.append(_HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id))
+        self.unsent += HEADER_BYTES + length
         if length:
             self._outgoing.append(body)
 
     def _send_settings(self, settings: dict[SettingCodes | int, int]) -> None:
-        self._outgoing.append(SettingsFrame(0, {int(code): value for code, value in settings.items()}).serialize())
+        frame = SettingsFrame(0, {int(code): value for code, value in settings.items()})
+        self._send(guard.SETTINGS, 0, 0, frame.serialize_body())
 
     def _send_reset(self, stream_id: int, code: ErrorCodes | int) -> None:
         self._send(guard.RESET, 0, stream_id, _NUMBER.pack(int(code)))
