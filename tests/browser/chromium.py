@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import Factory, define, field
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, Request
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Playwright, Request
 
 EXECUTABLE = shutil.which("chromium") or ""
 ARGUMENTS = (
@@ -76,8 +76,14 @@ def context(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, **more:
     assert not seen.complaints
 
 
-def shot(page: Page, name: str, *, whole: bool = False) -> None:
+def shot(page: Page, name: str, *, whole: bool = False, above: Locator | None = None) -> None:
+    """What is seen; or all of the page; or what stands above a part of it."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    if whole:
+    path = SCREENSHOTS / f"{name}.png"
+    if whole or above is not None:
         page.evaluate("scrollTo(0, 0)")  # what sticks to the top is there
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
+    box = above.bounding_box() if above is not None else None
+    if box is None:
+        page.screenshot(path=path, full_page=whole)
+    else:
+        page.screenshot(path=path, clip={"x": 0, "y": 0, "width": DESKTOP[0], "height": box["y"]})

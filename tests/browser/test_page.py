@@ -194,7 +194,7 @@ def test_a_service_is_stopped_and_started_from_the_page(browser: Browser, stage:
         asked.get_by_role("button", name="Stop").click()
         expect(row).to_contain_text("stopped")
         expect(page.locator("[data-banner]")).to_contain_text("The wallet is down")
-        shot(page, "health")
+        shot(page, "health", above=page.get_by_role("region", name="Backup"))
         row.get_by_role("button", name="Start wallet").click()
         page.get_by_role("dialog", name="Start wallet?").get_by_role("button", name="Start").click()
         expect(row).to_contain_text("healthy")
