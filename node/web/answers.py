@@ -76,6 +76,7 @@ class NodeAnswer(BaseModel):
     versions: dict[str, str | int]
     time: At
     calendar: int = Field(description="the oracle's time, whole seconds since 1970")
+    hour: float = Field(description="seconds that an hour of the oracle's time takes")
     clock: dict[str, Any]
 
 

@@ -19,6 +19,7 @@ class Node {
   }
 
   get role(): "maker" | "taker" | null {
+    if (this.info?.role) return this.info.role;
     if (feed.has("maker")) return "maker";
     if (feed.has("makers")) return "taker";
     const services = feed.topic<Service>("health");

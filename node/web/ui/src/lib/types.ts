@@ -263,6 +263,7 @@ export interface Position {
 export interface NodeInfo {
   version: string;
   network: string;
+  role?: "maker" | "taker";
   identity: string;
   time: number;
   calendar: number;
