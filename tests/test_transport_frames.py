@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import RemoteProtocolError
-from protocols.transport.events import Event, StreamOpened
+from protocols.transport.events import Event, StreamRefused
 from protocols.transport.guard import (
     DATA,
     END_HEADERS,
@@ -121,6 +121,7 @@ _HEADER_LISTS = (
     [(b":method", b"POST"), (b":scheme", b"cfd"), (b":authority", B.hex().encode())],
     [(b":status", b"200")],
     [(b":status", b"404"), (b"retry-after", b"7")],
+    [(b":status", b"404"), (b"retry-after", b"8")],
     [(b":status", b"103")],
     [(b"Upper", b"case")],
     [(b"cookie", b"a"), (b"cookie", b"b")],
@@ -140,7 +141,7 @@ def frames(draw: st.DrawFn, encoder: Encoder) -> bytes:
     kind = draw(
         st.sampled_from([DATA, DATA, HEADERS, HEADERS, HEADERS, RESET, WINDOW_UPDATE, PING, SETTINGS, PRIORITY])
     )
-    stream_id = draw(st.integers(0, 9))
+    stream_id = draw(st.sampled_from([1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 5, 5, 7, 0, 4, 8, 9]))
     flags = draw(st.sampled_from([0, 0, END_STREAM]))
     if kind == HEADERS:
         kept = {1: 0, 3: 0, 5: 0, 7: 0, 9: 0}.get(stream_id, 2)
@@ -163,9 +164,13 @@ def frames(draw: st.DrawFn, encoder: Encoder) -> bytes:
 def test_both_engines_judge_hostile_frames_alike(data: st.DataObject) -> None:
     both = [streams(SessionLimits(stream_window=3_000, reference=each), initiator=False) for each in ENGINES]
     opening = PREFACE + frame(SETTINGS, 0, 0, b"")
+    encoder = Encoder()
+    for stream_id in (1, 3):
+        opening += frame(HEADERS, END_HEADERS, stream_id, encoder.encode(_HEADER_LISTS[0]))
     heard = [each.receive(opening, 0) for each in both]
     assert heard[0] == heard[1]
-    encoder = Encoder()
+    assert len(heard[0]) == 4
+    assert {each.open_stream(PATHS[0]) for each in both} == {2}
     for now in range(1, data.draw(st.integers(1, 25))):
         if data.draw(st.booleans()):
             said = data.draw(frames(encoder))
@@ -203,11 +208,13 @@ def test_where_ours_is_stricter(headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def test_headers_that_repeat_mean_what_the_table_says_now() -> None:
-    """A block of references is looked up; one that changes the table makes all of them mean something else."""
+    """A block of references is looked up; once the table has changed, the same bytes mean something else."""
     side = streams(SessionLimits(), initiator=False)
     side.receive(PREFACE + frame(SETTINGS, 0, 0, b""), 0)
-    encoder = Encoder()
-    for stream_id, path in [(1, "/a"), (3, "/a"), (5, "/b"), (7, "/a"), (9, "/a"), (11, "/b"), (13, "/c"), (15, "/a")]:
-        block = encoder.encode([*_HEADER_LISTS[0][:3], (b":path", path.encode())])
-        opened, *_ = side.receive(frame(HEADERS, END_HEADERS, stream_id, block), stream_id)
-        assert opened == StreamOpened(stream_id, path)
+    encoder, blocks = Encoder(), []
+    for retry_after in (1, 1, 2, 2, 1, 2):
+        stream_id = side.open_stream(PATHS[0])
+        blocks.append(encoder.encode([(b":status", b"404"), (b"retry-after", b"%d" % retry_after)]))
+        events = side.receive(frame(HEADERS, END_HEADERS | END_STREAM, stream_id, blocks[-1]), stream_id)
+        assert events == [StreamRefused(stream_id, 404, b"", retry_after)]
+    assert blocks[1] == blocks[3] == blocks[5] != blocks[4]
