@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from node.backup.service import Backup, Owner, run_backup
 from node.chain.broadcast import Broadcaster
 from node.chain.monitor import Monitor
 from node.clock import Clock
+from node.config import FeeRateTable
 from node.eventstore.interface import EventStore, NewEvent
 from node.eventstore.memory import MemoryBackend, inline, run_memory_store
 from node.eventstore.sqlite import SqliteBackend, run_store
@@ -27,16 +29,19 @@ from node.health import UP
 from node.health import State as Up
 from node.position.book import Positions, run_positions
 from node.position.commands import attest, force_close
-from node.position.events import CommitPublishing, Recovered, RolloverHeld
+from node.position.events import CloseRejected, CommitPublishing, Recovered, RolloverHeld
 from node.position.keeper import ChainKeeper
 from node.position.observing import observe
 from node.position.state import Position, State
-from node.supervision import Supervisor
+from node.settlement import SettlementNode
+from node.setup import SetupNode
+from node.supervision import Service, Supervisor
 from protocols.contract.terms import Role
 from protocols.dialogue import Fact
-from protocols.errors import LocalError, WorldError
+from protocols.errors import Declined, LocalError, WorldError
 from tests.lives import LOCKED, lock, rollovers
 from tests.positions import LAST, ORDER_ID, PEER, TRADER, attestation, view
+from tests.setups import order
 from tests.test_backup import BOTH, SEAL, Node, Place, kept, place
 
 
@@ -207,3 +212,31 @@ async def test_the_old_state_is_kept_aside(tmp_path: Path) -> None:
     aside = SqliteBackend(copied, lambda: 0.0)
     assert [each.name for each in aside.load("position/00", 0)] == ["A"]
     aside.close()
+
+
+async def test_a_maker_has_it_on_record_why_a_taker_refused_its_own_close(autojump_clock: object) -> None:
+    """Said once, however often the taker tries; another reason is the dialogue's alone."""
+    away: Service[Any] = Service("away", run_memory_store)
+    async with kept() as it:
+        await open_it(it, Role.MAKER)
+        base = SetupNode(
+            clock=Clock(),
+            oracle_keys=order().offer.oracle,
+            fee_rates=FeeRateTable(),
+            positions=it.positions,
+            chain=away,
+            wallet=away,
+            oracle=away,
+            seed=TRADER[Role.MAKER].seed,
+        )
+        node = SettlementNode(base)
+        before = it.recorded()
+        await node.note(ORDER_ID, WorldError("peer_gone", "the peer is gone"))
+        assert it.recorded() == before
+        for txid in ("aa", "bb"):
+            await node.note(ORDER_ID, Declined("other_contract", f"close_txid is {txid}"))
+        assert it.recorded() == [*before, CloseRejected.__name__]
+        refusal = position(it).close_refusal
+        assert refusal is not None
+        assert "a record from before the last rollover" in refusal[1]
+        await node.note(bytes(16), Declined("other_contract", "of nothing"))
