@@ -81,7 +81,7 @@ async def test_no_number_of_pings_is_a_flood(autojump_clock: trio.testing.MockCl
 
 
 async def test_failed_handshakes_and_dials_are_counted_by_cause() -> None:
-    limits = Limits(handshake_within=0.05)
+    limits = Limits(handshake_within=0.3)
     async with running({ECHO: echo}, limits=limits) as maker, running(secret=DIALLER) as taker:
         address = await address_of(maker)
         for said in (bytes(2), (48).to_bytes(2, "big") + os.urandom(48), b"\0", b""):
