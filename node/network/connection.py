@@ -33,11 +33,13 @@ from protocols.transport.events import (
     StreamRefused,
     WindowOpened,
 )
+from protocols.transport.records import LENGTH_BYTES, MAX_CIPHERTEXT
 from protocols.transport.session import Session
 
 CONGESTED = 128 * 1024
 """Bytes waiting for the carrier from which on senders wait too."""
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 4 * (LENGTH_BYTES + MAX_CIPHERTEXT)
+"""Whole records, so that bulk is not cut in the middle of one each time."""
 UNKNOWN_CODE = max(ErrorCodes) + 1
 """Under which all HTTP/2 error codes are counted that do not exist."""
 _PING = b"liveness"
@@ -82,7 +84,7 @@ class Connection:
         self.counts = ConnectionCounts()
         self.latency: float | None = None
         """Seconds that the newest ping took, there and back."""
-        self.renew: Callable[[str], Awaitable[Substream]] | None = None
+        self.open_elsewhere: Callable[[str], Awaitable[Substream]] | None = None
         """Opens a substream on another connection to the peer, when this one has no stream ids left."""
         self._peer = PeerId(session.peer)
         self._carrier = carrier
@@ -161,8 +163,8 @@ class Connection:
         await trio.lowlevel.checkpoint()
         streams = self.session.streams
         while True:
-            if self.exhausted and self.renew is not None and not self.closed:
-                return await self.renew(path)
+            if self.exhausted and self.open_elsewhere is not None and not self.closed:
+                return await self.open_elsewhere(path)
             self._check_open()
             if streams.may_open:
                 break

@@ -290,7 +290,7 @@ class Endpoint:
                     elif await self._alive(connection):
                         return connection
                 connection = await self._dial_one_of((address, *others))
-                connection.renew = lambda path: self.open(path, address, *others)
+                connection.open_elsewhere = lambda path: self.open(path, address, *others)
                 # The peer may have dialled us meanwhile.
                 return self.connection_to(peer) or connection
         finally:
