@@ -329,6 +329,8 @@ class Frames:
         events.append(event)
 
     def _take_priority(self, stream_id: int, flags: int, body: bytes, events: list[h2.events.Event]) -> None:
+        if self._reset.get(stream_id):
+            return
         if not stream_id or _NUMBER.unpack_from(body)[0] & _LAST_ID == stream_id:
             raise _broken("PRIORITY of no stream, or of one that depends on itself")
 
