@@ -122,7 +122,6 @@ _HEADER_LISTS = (
     [(b":status", b"200")],
     [(b":status", b"404"), (b"retry-after", b"7")],
     [(b":status", b"404"), (b"retry-after", b"8")],
-    [(b":status", b"103")],
     [(b"Upper", b"case")],
     [(b"cookie", b"a"), (b"cookie", b"b")],
 )
