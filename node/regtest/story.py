@@ -268,20 +268,25 @@ class Story:
         return dict(await answer(self.taker, f"/positions/{new}"))
 
     async def _asked(self, what: str) -> dict[str, Any]:
-        """`close` or `rollover` of a position that is open for both. Asked again of the taker, which may not yet have
-        found its maker, or a fresh quote; about another position if this one comes to its end meanwhile."""
+        """`close` or `rollover` of a position that is open for both; of another if this one ends meanwhile."""
         while True:
             view = await self._standing()
-            path = f"/positions/{view['order_id']}"
-            with self.within(f"{path}/{what}"):
-                while (await answer(self.taker, path))["state"] in (State.OPEN, State.ROLLING_OVER):
-                    response = await self.taker.answer("POST", f"{path}/{what}", {} if what == "close" else None)
-                    if response.status_code == 202:
-                        return view
-                    if response.status_code not in (404, 409, 503):
-                        raise Failed(f"{path}/{what} was answered with {response.status_code} {response.text}")
-                    self.doing = f"{path}/{what}: {response.json().get('detail')}"
-                    await trio.sleep(0.2)
+            if await self._taken(view["order_id"], what):
+                return view
+
+    async def _taken(self, order_id: str, what: str) -> bool:
+        """Asked again of the taker, which may not yet have found its maker, or a fresh quote; False: it ended first."""
+        path = f"/positions/{order_id}"
+        with self.within(f"{path}/{what}"):
+            while (await answer(self.taker, path))["state"] in (State.OPEN.value, State.ROLLING_OVER.value):
+                response = await self.taker.answer("POST", f"{path}/{what}", {} if what == "close" else None)
+                if response.status_code == 202:
+                    return True
+                if response.status_code not in (404, 409, 503):
+                    raise Failed(f"{path}/{what} was answered with {response.status_code} {response.text}")
+                self.doing = f"{path}/{what}: {response.json().get('detail')}"
+                await trio.sleep(0.2)
+        return False
 
     async def _settlements(self) -> None:
         views = [view for node in self.nodes for view in await positions(node) if view["contract"]]

@@ -190,9 +190,9 @@ class Business(Story):
                 order_id = await self._open_one()
             if order_id is not None:
                 with self._step("a rollover"):
-                    await self._roll_one(f"/positions/{order_id}")
+                    await self._roll_one(order_id)
                 with self._step("a close"):
-                    await self._close_one(f"/positions/{order_id}")
+                    await self._close_one(order_id)
             await trio.sleep(PAUSE)
 
     def rest(self) -> None:
@@ -230,14 +230,16 @@ class Business(Story):
         response = await self.taker.answer("POST", "/orders", {"offer_id": offer_id, "quantity": 200, "leverage": 1})
         return str(response.json().get("code", response.status_code))
 
-    async def _roll_one(self, path: str) -> None:
+    async def _roll_one(self, order_id: str) -> None:
+        path = f"/positions/{order_id}"
         index = (await answer(self.taker, path))["contract"]["index"]
-        await self._asked(path + "/rollover")
+        if not await self._taken(order_id, "rollover"):
+            raise Failed("the position ended")
         await comes_true(self.taker, path, lambda view: view["contract"]["index"] > index)
 
-    async def _close_one(self, path: str) -> None:
-        await self._asked(path + "/close")
-        await comes_true(self.taker, path, lambda view: view["state"] in OVER)
+    async def _close_one(self, order_id: str) -> None:
+        if await self._taken(order_id, "close"):
+            await comes_true(self.taker, f"/positions/{order_id}", lambda view: view["state"] in OVER)
 
     # --- and afterwards -----------------------------------------------------------------------------------------------
 
@@ -261,7 +263,7 @@ class Business(Story):
         """Every position ends, alike for both, paid as its contract says; no satoshi is missing, no bug was met."""
         for view in await positions(self.taker):
             if view["state"] == OPEN:
-                await self._asked(f"/positions/{view['order_id']}/close")
+                await self._taken(view["order_id"], "close")
         verdict = Verdict(self)
         for node in self.nodes:
             with self.within(f"the end of the {node.name}'s positions", 120):

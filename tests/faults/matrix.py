@@ -77,11 +77,9 @@ class Matrix:
                 for node, names in group.items():
                     await self._strike(node, "kill", services=names, error=error)
                     self.bugs.update({(node.name, name): error == "bug" for name in names})
+                each = Counter({(node.name, name): 1 for node, name in _each(group)})
+                await self._seen(counter, before + each, f"became of the {error} errors", WELL_WITHIN)
                 await self._well("the kill")
-                after = await self._counted(counter)
-                for node, name in _each(group):
-                    if after[node.name, name] <= before[node.name, name]:
-                        raise Failed(f"{node.name}: nothing became of the {error} error in {name}")
 
     async def no_other_bugs(self) -> None:
         """None but those that were injected."""
@@ -123,17 +121,18 @@ class Matrix:
                     if name not in patient[node]:
                         await comes_true(node, f"/services/{name}/restart", lambda _: True, method="POST")
                 noticed = Counter({(node.name, name): 1 for node, name in _each(hung) if name in patient[node]})
-                await self._seen(before + noticed)
+                within = (self.options.patience or 3600.0) + self.options.stuck_within
+                await self._seen("failures", before + noticed, "found those to be stuck", within)
 
-    async def _seen(self, wanted: Counter[tuple[str, str]]) -> None:
-        """All these failures were counted."""
-        with trio.move_on_after((self.options.patience or 3600.0) + self.options.stuck_within):
+    async def _seen(self, what: str, wanted: Counter[tuple[str, str]], became: str, within: float) -> None:
+        """All these were counted."""
+        with trio.move_on_after(within):
             while True:
-                missing = wanted - await self._counted("failures")
+                missing = wanted - await self._counted(what)
                 if not missing:
                     return
                 await trio.sleep(0.2)
-        raise Failed(f"not found to be stuck: {sorted(missing)}")
+        raise Failed(f"nothing {became} in {within} s: {sorted(missing)}")
 
     async def trouble(self, troubles: Sequence[Trouble], only: Collection[str] = ()) -> None:
         """Of the ways to the outside worlds."""

@@ -252,7 +252,10 @@ EVENTS = (
         swap(
             outcomes.outcomes,
             "regions = liquidation_regions(terms)",
-            "regions = [evolve(each, settlement=False) for each in settlement_outcomes(terms)]",
+            "regions = [\n"
+            "        Outcome(each.event, each.digits, each.low, each.high, each.long, settlement=False)\n"
+            "        for each in settlement_outcomes(terms)\n"
+            "    ]",
         ),
         test("outcomes", "events_but_the_last_carry_the_regions_alone"),
     ),
