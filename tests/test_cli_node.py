@@ -60,7 +60,7 @@ class Shell:
         typed = [*map(str, arguments), "--data", str(self.data)]
         status = await trio.to_thread.run_sync(partial(cli.main, typed))
         out, err = self.capsys.readouterr()
-        return Ran(status, re.sub(r"^\[(debug|info|warning|error) .*\n", "", out, flags=re.MULTILINE), err)  # logs
+        return Ran(status, out, err)
 
 
 async def test_an_order_from_the_ticket_to_the_payout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,14 +275,15 @@ async def test_a_data_directory_stays_with_its_network_and_role(written: Any, tm
 
 
 async def test_mainnet_says_aloud_that_the_software_is_young(
-    written: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    written: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     config = written("mainnet", "127.0.0.1:1", "localhost:1")
     async with taker_on(config, tmp_path / "data") as node:
         warning, same_disk = (await node.get("/health"))["warnings"]
         assert same_disk == SAME_DISK
         assert warning == NETWORKS["mainnet"].warning
-        assert warning in capsys.readouterr().out  # the log
+        assert warning in caplog.text
         await trio.to_thread.run_sync(cli.main, ["health", "--data", str(tmp_path / "data")])
         assert f"{warning}\n{same_disk}\napi " in capsys.readouterr().out
     async with taker_on(written("signet", "127.0.0.1:1"), tmp_path / "other") as node:
