@@ -7,6 +7,8 @@ the data directory cannot be opened it says why, and what the user can do. The s
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from contextlib import aclosing
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN = 2.0
 """Seconds between looks at a data directory that cannot be opened: what is put right needs no word of the user."""
+WHOLE_WITHIN = 60.0
+"""Seconds after which a start is over even if a service is not up: its world may be away for days."""
 API_PATIENCE = 60.0
 """Seconds without an answer to ourselves after which the web server begins anew."""
 
@@ -83,8 +87,10 @@ class Stage:
         self.supervisor.reporting("api", run, patience=API_PATIENCE)
 
 
-async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -> None:
-    """Run a node until cancelled.
+async def run_node(
+    module: str, config: NodeConfig, api_socket: socket.socket, *, started: Callable[[], None] = lambda: None
+) -> None:
+    """Run a node until cancelled; `started` is called once all services are up, or a minute has passed.
 
     `module` (``node.maker`` or ``node.taker``) takes a second to import, which is done in a thread; its function
     `build_behind` adds the services behind the data directory to the supervisor, and lets the routers in at the door.
@@ -128,6 +134,16 @@ async def run_node(module: str, config: NodeConfig, api_socket: socket.socket) -
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stage.supervisor.run)
         nursery.start_soon(_look_again, data, stage, config)
+        with trio.move_on_after(WHOLE_WITHIN):
+            await _all_up(stage.supervisor)
+        started()
+
+
+async def _all_up(supervisor: Supervisor) -> None:
+    async with aclosing(supervisor.changes()) as changes:
+        async for those in changes:
+            if all(each.up for each in those):  # `data` is not, before all the others are there
+                return
 
 
 async def _keep_looking(config: NodeConfig, report: Report) -> NoReturn:

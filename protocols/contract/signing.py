@@ -43,7 +43,7 @@ class Signatures:
         return self.cets[outcome.event][start : start + adaptor.SIZE]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)
 def transactions_of(plan: ContractPlan) -> ContractTransactions:
     """The transactions of a plan, kept for the next calls about the same plan in this process."""
     return ContractTransactions(plan)
