@@ -113,7 +113,7 @@ class Feed:
             return "no quote has come yet"
         if self._clock.now() <= self.stale_at:
             return None
-        return f"the last quote is of {_time_of_day(self._quote.since)}, older than {self.stale_after:g} s"
+        return f"the last quote is older than {self.stale_after:g} s"
 
     def fresh(self) -> Quote:
         """The quote, if a price may be made from it. Raises WorldError (no_quote) saying why not."""
@@ -388,10 +388,6 @@ def _timestamp(row: dict[str, object]) -> float:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
-
-
-def _time_of_day(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%H:%M:%S UTC")
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,7 @@ from bitcoin.core import CTransaction
 
 from node.chain.monitor import Monitor
 from node.clock import Clock, step
-from node.health import UNREPORTED, Beating, Report
+from node.health import UNREPORTED, Report, Working
 from node.position.book import Positions
 from node.position.commands import abandon_lock
 from node.position.events import LockAbandoned
@@ -129,20 +129,22 @@ class LockKeeper:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         kept: set[bytes] = set()
 
-        async def keep(positions: Positions, order_id: bytes) -> None:
-            await self._wait(positions, order_id)
+        async def keep(positions: Positions, order_id: bytes, working: Working) -> None:
+            await self._wait(positions, order_id, working)
             kept.remove(order_id)  # a reorganisation may take the lock back
 
         with self.positions.lent() as positions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for _ in Beating(self.report, positions.changed.changes()):
+                changes, working = positions.changed.changes(), Working(self.report)
+                while True:
+                    await working.next(changes)
                     for position in positions.all():
                         if position.id not in kept and position.state in OUT:
                             kept.add(position.id)
-                            nursery.start_soon(keep, positions, position.id)
+                            nursery.start_soon(keep, positions, position.id, working)
 
-    async def _wait(self, positions: Positions, order_id: bytes) -> None:
+    async def _wait(self, positions: Positions, order_id: bytes, working: Working) -> None:
         since = trio.current_time()
         while (position := positions.get(order_id)) is not None and position.state in OUT:
             # the wall clock may be set back, by years: what we waited ourselves counts too
@@ -150,9 +152,9 @@ class LockKeeper:
             left = self.after - waited
             if position.abandoned is not None:
                 if pays_too_little(position, await self.fee_rate()):
-                    await self._abandon(positions, position)
+                    await self._abandon(positions, position, working)
             elif left <= 0 and not await self._in_a_mempool(position):
-                await self._abandon(positions, position)
+                await self._abandon(positions, position, working)
             await trio.sleep(step(left, LOOK_EVERY))
 
     async def _in_a_mempool(self, position: Position) -> bool:
@@ -160,13 +162,14 @@ class LockKeeper:
             view = await anext(views)
         return position.transactions(0).lock_txid in view.transactions
 
-    async def _abandon(self, positions: Positions, position: Position) -> None:
+    async def _abandon(self, positions: Positions, position: Position, working: Working) -> None:
         order = position.id.hex()
         try:
             estimate = await self.fee_rate()
-            with self.wallet.lent() as wallet:
-                spent_back, raw = await _signed_spend_back(position, wallet, estimate)
-            await positions.execute(position.id, abandon_lock(spent_back, raw))
+            with working.piece():
+                with self.wallet.lent() as wallet:
+                    spent_back, raw = await _signed_spend_back(position, wallet, estimate)
+                await positions.execute(position.id, abandon_lock(spent_back, raw))
         except WorldError as error:
             _log.warning("a lock cannot be abandoned yet", order=order, reason=error.sentence)
         except LocalError as error:
