@@ -201,7 +201,7 @@ async def test_sixty_cancelled_sends_leave_the_connection_sound(sockets: bool) -
 
 def held(both: Joined) -> int:
     """Bytes that one side keeps for readers."""
-    return sum(len(stream._buffer) for stream in both.at_maker.substreams)
+    return sum(sum(map(len, stream._chunks)) for stream in both.at_maker.substreams)
 
 
 async def test_fifty_slow_readers_hold_at_most_their_windows_and_delay_nobody() -> None:

@@ -16,7 +16,7 @@ from node.config import MakerConfig, PeersTable
 from node.network.connection import Liveness
 from node.network.endpoint import Endpoint, Limits
 from protocols.transport.guard import MAX_DATA, Allowance, Budgets
-from protocols.transport.http2 import SessionLimits
+from protocols.transport.http2 import QUICK, SessionLimits
 
 TEXT = (Path(__file__).parent.parent / "docs" / "transport.md").read_text(encoding="utf-8")
 
@@ -86,6 +86,7 @@ def test_the_figures_are_the_codes() -> None:
     assert (limits.backoff, limits.longest_backoff) == (1, 300)
     assert limits.liveness == Liveness(ping_after=15, dead_after=30, farewell=5)
     assert (session.streams, session.stream_window, session.connection_window) == (100, 256 * 1024, 8 * 1024 * 1024)
+    assert (session.quick_windows, QUICK) == (4 * 1024 * 1024, 4)
     assert (session.unsent_answers, session.last_stream, MAX_DATA) == (16 * 1024, 2**31 - 1, 65_510)
     assert budgets.resets == Allowance(200, 20)
     assert budgets.pings == budgets.idle == Allowance(20, 1)

@@ -29,7 +29,7 @@ from protocols.transport.events import (
 )
 from protocols.transport.guard import HEADERS, PING, RESET, SETTINGS
 from protocols.transport.handshake import public_key
-from protocols.transport.http2 import SessionLimits
+from protocols.transport.http2 import QUICK, SessionLimits
 from protocols.transport.streams import Streams
 from tests.sessions import DIALLER, LISTENER, SEEDS, Pair, established
 from tests.test_transport_guard import frame, head
@@ -248,6 +248,34 @@ def test_a_slow_reader_holds_one_window_and_delays_nobody() -> None:
     pair.settle()
     assert pair.take("a") == [WindowOpened(slow)]
     assert fill(pair, slow) == WINDOW // 2
+
+
+def test_windows_grow_for_readers_that_keep_up_within_what_all_may_have() -> None:
+    pair = established(SessionLimits(stream_window=1000, quick_windows=5000))
+
+    def dialogue(*, reads: bool) -> tuple[int, int]:
+        """A stream, and what may at last be under way on it."""
+        stream, room = pair.a.streams.open_stream(PATH), 0
+        for _ in range(10):
+            room = fill(pair, stream)
+            pair.b.streams.consumed(stream, room if reads else room - 1)
+            pair.settle()
+            if not reads:  # a byte is always left
+                assert room <= 1000
+        return stream, room
+
+    assert dialogue(reads=False)[1] <= 1000
+    first, room = dialogue(reads=True)
+    assert room == QUICK * 1000
+    second, room = dialogue(reads=True)
+    assert room == 1000 + 2000, "the rest of what all may have"
+    assert dialogue(reads=True)[1] == 1000
+    for end in (pair.a, pair.b):
+        end.streams.end_stream(first)
+        pair.settle()
+    pair.b.streams.reset_stream(second, 8)
+    pair.settle()
+    assert dialogue(reads=True)[1] == QUICK * 1000
 
 
 def test_the_last_of_the_allowed_streams_is_not_the_end_of_the_connection() -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CANCEL = int(ErrorCodes.CANCEL)
 INTERNAL_ERROR = int(ErrorCodes.INTERNAL_ERROR)
 NO_ERROR = int(ErrorCodes.NO_ERROR)
+SMALL = 2048
+"""Bytes that are joined to what is before them, whose handling costs more than the copy."""
 
 
 class _OneAtATime:
@@ -52,7 +54,8 @@ class Substream(trio.abc.HalfCloseableStream):
         self._streams = connection.session.streams
         self.counts = connection.counts_of(stream_id, path)
         """Of its protocol on this connection."""
-        self._buffer: bytes | bytearray = b""
+        self._chunks: list[bytes | bytearray] = []
+        """What has arrived, none of it empty."""
         self._eof = False
         self._closed = False
         self._sent_eof = False
@@ -98,7 +101,7 @@ class Substream(trio.abc.HalfCloseableStream):
                 await self._arrived.park()
             if self._closed:
                 raise Closed("the substream")
-            if self._buffer:
+            if self._chunks:
                 return self._take(max_bytes)
             if self._eof:
                 return b""
@@ -116,16 +119,16 @@ class Substream(trio.abc.HalfCloseableStream):
         return Closed("the substream") if self._broken is None else self._broken()
 
     def _readable(self) -> bool:
-        return bool(self._buffer) or self._eof or self._closed or self._broken is not None
+        return bool(self._chunks) or self._eof or self._closed or self._broken is not None
 
     def _take(self, max_bytes: int | None) -> bytes | bytearray:
-        if max_bytes is None or max_bytes >= len(self._buffer):
-            data, self._buffer = self._buffer, b""
-        else:
-            rest = self._buffer if isinstance(self._buffer, bytearray) else bytearray(self._buffer)
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        if max_bytes is not None and max_bytes < len(data):
+            rest = data if isinstance(data, bytearray) else bytearray(data)
             data = bytes(rest[:max_bytes])
-            del rest[:max_bytes]
-            self._buffer = rest
+            del rest[:max_bytes]  # moves nothing
+            self._chunks.append(rest)
         self._streams.consumed(self._id, len(data))
         self._connection.flush()
         return data
@@ -145,7 +148,8 @@ class Substream(trio.abc.HalfCloseableStream):
                 self.counts.sent += min(room, len(rest))
                 rest = rest[room:]
                 self._torn = torn_before or bool(rest)
-                self._connection.flush()
+                if not 0 < len(rest) <= SMALL:  # what little is left goes along
+                    self._connection.flush()
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -186,6 +190,7 @@ class Substream(trio.abc.HalfCloseableStream):
             if not self._connection.congested:
                 if room := self._streams.room(self._id):
                     return room
+                self._connection.flush()
                 await self._room.park()
             else:
                 await self._connection.wait_uncongested()
@@ -227,7 +232,7 @@ class Substream(trio.abc.HalfCloseableStream):
 
     def _close(self) -> None:
         self._closed = True
-        self._buffer = b""
+        self._chunks = []
         self._wake()
         self._connection.settle(self)
         self._connection.flush()
@@ -236,12 +241,13 @@ class Substream(trio.abc.HalfCloseableStream):
 
     def data_arrived(self, data: bytes) -> None:
         self.counts.received += len(data)
-        if not self._buffer:
-            self._buffer = data
-        elif isinstance(self._buffer, bytearray):
-            self._buffer += data
+        last = self._chunks[-1] if self._chunks else None
+        if last is None or len(data) > SMALL:
+            self._chunks.append(data)
+        elif isinstance(last, bytearray):  # or else small ones take more room than their bytes
+            last += data
         else:
-            self._buffer = bytearray(self._buffer) + data
+            self._chunks[-1] = bytearray(last) + data
         self._arrived.unpark_all()
 
     def ended(self) -> None:

@@ -12,6 +12,9 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
 from protocols.transport.guard import MAX_DATA, MAX_HEADER_BLOCK, Budgets
 
+QUICK = 4
+"""Stream windows that a stream whose reader keeps up may have."""
+
 
 @frozen
 class SessionLimits:
@@ -21,6 +24,9 @@ class SessionLimits:
     """Streams that each side may have open."""
     stream_window: int = 256 * 1024
     """Bytes a stream may hold that nobody has read: given back as the reader consumes them."""
+    quick_windows: int = 4 * 1024 * 1024
+    """Bytes that the streams of one connection may hold beyond that, together: lent to those whose readers keep up, up
+    to `QUICK` windows each, so that their senders need not wait for each half to be given back."""
     connection_window: int = 8 * 1024 * 1024
     """Bytes under way on the connection: given back on receipt, so that a slow reader delays no other stream."""
     last_stream: int = 2**31 - 1

@@ -30,7 +30,7 @@ from protocols.transport.events import (
     WindowOpened,
 )
 from protocols.transport.guard import HEADER_BYTES, MAX_DATA, Guard
-from protocols.transport.http2 import SessionLimits
+from protocols.transport.http2 import QUICK, SessionLimits
 
 OK = 200
 MAX_REFUSAL = 4096
@@ -46,6 +46,10 @@ class _Stream:
     sent_end: bool = False
     received_end: bool = False
     unreturned: int = 0
+    held: int = 0
+    """Bytes that nobody has read."""
+    lent: int = 0
+    """Bytes of its window beyond the usual."""
     refusal: _Refusal | None = None
 
 
@@ -72,6 +76,7 @@ class Streams:
         self._next_id = 1 if initiator else 2
         self._refused_streams: list[int] = []
         self._unreturned = 0
+        self._lent = 0
         self._outgoing = bytearray()
         self._answers = 0
         self._settings_heard = False
@@ -136,9 +141,20 @@ class Streams:
         if stream is None or stream.received_end:
             return
         stream.unreturned += count
+        stream.held -= count
         if stream.unreturned >= self._limits.stream_window // 2:
+            if not stream.held:
+                stream.unreturned += self._lend(stream)
             self._h2.increment_flow_control_window(stream.unreturned, stream_id)
             stream.unreturned = 0
+
+    def _lend(self, stream: _Stream) -> int:
+        """Let its window grow by as much as its reader has just taken, if there is that much."""
+        room = min((QUICK - 1) * self._limits.stream_window - stream.lent, self._limits.quick_windows - self._lent)
+        lent = min(room, stream.unreturned)
+        stream.lent += lent
+        self._lent += lent
+        return lent
 
     def _return_to_connection(self) -> None:
         self._unreturned += self._h2.ignored
@@ -177,6 +193,7 @@ class Streams:
             if len(stream.refusal.body) > MAX_REFUSAL:
                 raise RemoteProtocolError("bad_refusal", f"a refusal's body has more than {MAX_REFUSAL} bytes")
         elif event.data:
+            stream.held += len(event.data)
             events.append(DataArrived(event.stream_id, event.data))
 
     def _ended(self, event: h2.events.StreamEnded, events: list[Event]) -> None:
@@ -386,8 +403,9 @@ class Streams:
             self._forget(stream)
 
     def _forget(self, stream: _Stream) -> None:
-        if self._streams.pop(stream.id, None) is not None and stream.ours:
-            self._ours -= 1
+        if self._streams.pop(stream.id, None) is not None:
+            self._ours -= stream.ours
+            self._lent -= stream.lent
 
 
 def _seconds(text: bytes | None) -> float | None:
