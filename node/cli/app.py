@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from node.cli import acting, keeping, running, settings, showing
+from node.cli import acting, deciding, keeping, running, settings, showing
 from node.cli.client import OutcomeUnknown
 from node.cli.output import BAD_INPUT, UNKNOWN
 from protocols.errors import LocalError, WorldError
@@ -45,6 +45,21 @@ offers.callback(invoke_without_command=True)(showing.offers)
 offers.command("set")(acting.offers_set)
 offers.command("withdraw")(acting.offers_withdraw)
 app.add_typer(offers, name="offers")
+requests = _group("What waits for a maker's word: all of it, unless told otherwise.")
+requests.callback(invoke_without_command=True)(deciding.requests)
+requests.command("accept")(deciding.requests_accept)
+requests.command("decline")(deciding.requests_decline)
+app.add_typer(requests, name="requests")
+policy = _group("What a maker accepts: what is in force, unless told otherwise.")
+policy.callback(invoke_without_command=True)(deciding.policy)
+policy.command("set")(deciding.policy_set)
+policy.command("reset")(deciding.policy_reset)
+app.add_typer(policy, name="policy")
+rates = _group("A maker's funding rates: those that there are, unless told otherwise.")
+rates.callback(invoke_without_command=True)(deciding.rates)
+rates.command("set")(deciding.rates_set)
+rates.command("withdraw")(deciding.rates_withdraw)
+app.add_typer(rates, name="rates")
 makers = _group("A taker's makers: the links to them, unless told otherwise.")
 makers.callback(invoke_without_command=True)(showing.makers)
 makers.command("add")(acting.makers_add)

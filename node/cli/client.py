@@ -59,8 +59,22 @@ class Client:
                 "unknown", f"{error.sentence}; whether it did what it was asked is not known{again}"
             ) from None
 
+    def put(self, path: str, said: Mapping[str, object]) -> Any:
+        return self._wish("PUT", path, said)
+
+    def patch(self, path: str, said: Mapping[str, object]) -> Any:
+        return self._wish("PATCH", path, said)
+
     def delete(self, path: str) -> Any:
-        return self._ask("DELETE", path)
+        return self._wish("DELETE", path)
+
+    def _wish(self, method: str, path: str, said: Mapping[str, object] | None = None) -> Any:
+        """How something is to be: once or twice, it comes to the same."""
+        try:
+            return self._ask(method, path, said)
+        except OutcomeUnknown as error:
+            again = "whether it did what it was asked is not known; asked again, nothing is done twice"
+            raise OutcomeUnknown("unknown", f"{error.sentence}; {again}") from None
 
     def _ask(
         self,

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from protocols.errors import LocalError
+
 
 def checked_later(text: str) -> Any:
     """A flag that is checked together with the file and the environment, in `node.config`."""
@@ -37,3 +39,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value, for programs
 Yes = Annotated[bool, typer.Option("--yes", help="Agree beforehand, without being asked.")]
 Key = Annotated[Text, typer.Option("--key", help="Idempotency key: the same command again does nothing twice.")]
 OrderId = Annotated[str, typer.Argument(help="The position's order id, 32 hex digits.")]
+
+
+def flags_behind(context: typer.Context, *given: object) -> None:
+    """Refuse flags that stand before a subcommand, where they would go unheard."""
+    if any(value is not None for value in given):
+        name = context.invoked_subcommand
+        raise LocalError("bad_flags", f"{context.info_name} {name}: write flags behind {name}")

@@ -10,7 +10,7 @@ import typer
 
 from node.cli import output
 from node.cli.client import Client, node_at, order_id_in
-from node.cli.flags import Json, NodeApi, NodeData, TokenFile
+from node.cli.flags import Json, NodeApi, NodeData, TokenFile, flags_behind
 from protocols.errors import LocalError
 
 POSITION_HEADS = (
@@ -53,7 +53,7 @@ def wallet(
 ) -> None:
     """The wallet: its balance in satoshis, unless told otherwise."""
     if context.invoked_subcommand is not None:
-        _flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file)
         return
     found = node_at("wallet", data, api, token_file).get("wallet")
     if as_json:
@@ -96,7 +96,7 @@ def offers(
 ) -> None:
     """Offers: a taker's from its makers, a maker's own. `set` and `withdraw` are a maker's."""
     if context.invoked_subcommand is not None:
-        _flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file)
         return
     found = node_at("offers", data, api, token_file).get("offers")
     if as_json:
@@ -132,7 +132,7 @@ def makers(
 ) -> None:
     """A taker's links to makers. `add` and `remove` change them, over restarts."""
     if context.invoked_subcommand is not None:
-        _flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file)
         return
     found = node_at("makers", data, api, token_file).get("makers")
     if as_json:
@@ -248,9 +248,3 @@ def _stale(view: Mapping[str, Any]) -> None:
     """Say on stderr that what was shown is old, and why."""
     if view.get("stale"):
         typer.echo(f"last known, {output.since(view['age'])} ago: {view['reason']}", err=True)
-
-
-def _flags_behind(context: typer.Context, *given: object) -> None:
-    if any(value is not None for value in given):
-        name = context.invoked_subcommand
-        raise LocalError("bad_flags", f"{context.info_name} {name}: write flags behind {name}")
