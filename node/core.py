@@ -12,6 +12,7 @@ import structlog
 import trio
 from attrs import frozen
 
+from node import files
 from node import prices as node_prices
 from node.backup.service import Backup
 from node.chain import electrum
@@ -34,6 +35,7 @@ from node.oracle import client as oracle_client
 from node.oracle.client import OracleClient, OracleConfig, run_oracle
 from node.oracle.contradictions import OracleWatch
 from node.oracle.records import Announcements
+from node.payments import Payments
 from node.position.abandon import LockKeeper
 from node.position.book import Positions, run_positions
 from node.position.bumping import Bumper
@@ -46,6 +48,7 @@ from node.setup import SetupNode
 from node.start import Stage
 from node.store_repairs import store_repairs
 from node.supervision import ReportingRun, Service, Supervisor
+from node.wallet.holds import CoinHolds
 from node.wallet.interface import PATIENCE, Wallet, run_wallet
 from node.wallet.seed import Seed
 from node.wallet.service import bdk_wallet, next_tips
@@ -84,6 +87,7 @@ class Core:
     """Of every symbol."""
     endpoint: Service[Endpoint]
     setup: SetupNode
+    payments: Payments
     warnings: list[str]
     """What the user must know although no service is unwell."""
 
@@ -148,6 +152,8 @@ def build(
         config.symbols,
     )
     oracle = _oracle(supervisor, clocks, asked, store, seams.oracle)
+    holds = CoinHolds()
+    payments = Payments(files.payments_folder(config.data), chain, broadcaster, holds, clock)
     core = Core(
         config=config,
         clock=clock,
@@ -172,11 +178,15 @@ def build(
             oracle=oracle,
             seed=seed.secret,
             backup=backup,
+            holds=holds,
             entropy=seams.entropy,
             compute=seams.compute,
         ),
+        payments=payments,
         warnings=stage.warnings,
     )
+    if stage.door is not None:  # without an API nobody sends
+        supervisor.reporting("payments", payments.run)
     _watch_clock(core, network)
     _keep_contracts(core, seed, monitor)
     if config.notify.urls or config.notify.command:

@@ -59,6 +59,11 @@ def makers_file(data: Path) -> Path:
     return data / "makers.json"
 
 
+def payments_folder(data: Path) -> Path:
+    """What was sent from the wallet and the chain does not have for good."""
+    return data / "payments"
+
+
 def policy_file(data: Path) -> Path:
     """What a maker's operator said of policy and rates, through the API."""
     return data / "policy.json"

@@ -113,10 +113,13 @@ class Sender:
         free = [coin.input for coin in coins if coin.spendable and coin.outpoint not in held]
         return choose(free, script, amount, rate, self.core.setup.kept_for_fees())
 
-    async def send(self, address: str, amount: int | Literal["all"], fee_rate: int | None) -> tuple[Sending, bytes]:
-        """Sign and hand in; returns what was sent, and its transaction. The chain server's refusal is a WorldError
-        (broadcast_rejected), and then nothing was sent; with any other one the outcome is unknown."""
-        setup = self.core.setup
+    async def send(
+        self, address: str, amount: int | Literal["all"], fee_rate: int | None
+    ) -> tuple[Sending, bytes, str | None]:
+        """Sign, write down, hand in; returns what is sent, its transaction, and why the chain server does not have it
+        yet (None if it has): then it is handed in again by itself (`node.payments`). The chain server's refusal is a
+        WorldError (broadcast_rejected): as with every error, nothing was sent."""
+        setup, payments = self.core.setup, self.core.payments
         with self.core.chain.lent():
             pass
         async with setup.holds.lock:
@@ -125,18 +128,30 @@ class Sender:
             setup.holds.hold(holder, frozenset(coin.outpoint for coin in sending.inputs))
         try:
             raw = await self._signed(sending)
+            paid = await payments.keep(raw, sending.inputs[0].script)
+        finally:
+            setup.holds.release(holder)  # the payment has them now, or nobody
+        waits: str | None = None
+        try:
             await self.core.chain.call(ElectrumClient.broadcast, raw)
-        except (BroadcastRejected, LocalError):
-            setup.holds.release(holder)
+        except BroadcastRejected:
+            await payments.drop(paid)
             raise
-        log.info("sent", amount=sending.amount, fee=sending.fee, change=sending.change)
+        except WorldError as error:
+            waits = error.sentence
+            log.warning("sent as soon as the chain server is back", reason=waits)
+        else:
+            log.info("sent", amount=sending.amount, fee=sending.fee, change=sending.change)
+            await self._seen()
+        return sending, raw, waits
+
+    async def _seen(self) -> None:
+        """Have the wallet look, for what is shown next."""
         try:
             with trio.move_on_after(SYNC_WITHIN):
                 await self.core.wallet.call(Wallet.sync)
-                setup.holds.release(holder)  # else until the node is started again: the wallet does not see it yet
         except WorldError as error:
             log.warning("the wallet does not see what was sent yet", reason=error.sentence)
-        return sending, raw
 
     async def _signed(self, sending: Sending) -> bytes:
         outputs = [TxOut(sending.amount, sending.script)]

@@ -13,6 +13,8 @@ class CoinHolds:
     lock: trio.Lock = Factory(trio.Lock)
     """Held from choosing coins until they are held here, so that the same are never chosen twice."""
     _held: dict[bytes, frozenset[OutPoint]] = Factory(dict)
+    _paid: dict[bytes, frozenset[OutPoint]] = Factory(dict)
+    """By the id of the payment out of the wallet."""
 
     @property
     def holders(self) -> frozenset[bytes]:
@@ -20,7 +22,12 @@ class CoinHolds:
 
     def all(self, but: bytes | None = None) -> frozenset[OutPoint]:
         """All that are held; `but` names a holder whose coins are left out."""
-        return frozenset(coin for holder, coins in self._held.items() if holder != but for coin in coins)
+        held = {**self._held, **self._paid}
+        return frozenset(coin for holder, coins in held.items() if holder != but for coin in coins)
+
+    def payments(self) -> frozenset[OutPoint]:
+        """Those that payments have."""
+        return frozenset(coin for coins in self._paid.values() for coin in coins)
 
     def hold(self, order_id: bytes, coins: frozenset[OutPoint]) -> None:
         """From now on the holder has these, and no others."""
@@ -29,3 +36,11 @@ class CoinHolds:
     def release(self, order_id: bytes) -> None:
         """At the end of a setup, when an event says whether its coins are reserved; when no fee is to be raised."""
         self._held.pop(order_id, None)
+
+    def pay(self, txid: bytes, coins: frozenset[OutPoint]) -> None:
+        """A payment has these, though the wallet may not see it."""
+        self._paid[txid] = coins
+
+    def paid(self, txid: bytes) -> None:
+        """The chain has the payment, or nobody wants it."""
+        self._paid.pop(txid, None)

@@ -133,11 +133,33 @@ class CoinAnswer(BaseModel):
     address: str
     confirmations: int
     spendable: bool
-    held_by: Literal["position", "setup"] | None
+    held_by: Literal["position", "setup", "payment"] | None
 
 
 class CoinsAnswer(Aged):
     coins: list[CoinAnswer]
+
+
+class UseAnswer(BaseModel):
+    order_id: Hex
+    kind: str = Field(description="as in the position's `transactions`: lock, commit, cet, close …")
+
+
+class WalletTransactionAnswer(BaseModel):
+    txid: Hex
+    received: Sat = Field(description="by outputs of the wallet")
+    spent: Sat = Field(description="of outputs of the wallet")
+    amount: Sat = Field(description="received less spent")
+    fee: Sat | None = Field(description="all of it, whoever pays it; null when not all inputs are known")
+    confirmations: int = Field(description="0 while unconfirmed")
+    height: int | None
+    time: At | None = Field(description="of its block")
+    of: UseAnswer | None = Field(description="the position that it belongs to, unless that left the archive's newest")
+
+
+class StatementAnswer(Aged):
+    transactions: list[WalletTransactionAnswer]
+    next: Hex | None = Field(description="`before` of the next page")
 
 
 class SendAnswer(BaseModel):
@@ -149,6 +171,7 @@ class SendAnswer(BaseModel):
     inputs: list[str]
     txid: Hex | None = Field(description="null of a preview")
     raw: Hex | None
+    waits: str | None = Field(description="why the chain server does not have it yet; it is handed in again")
 
 
 class OfferAnswer(BaseModel):
@@ -427,6 +450,7 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("get", "wallet"): WalletAnswer,
     ("post", "wallet/addresses"): AddressAnswer,
     ("get", "wallet/coins"): CoinsAnswer,
+    ("get", "wallet/transactions"): StatementAnswer,
     ("post", "wallet/send"): SendAnswer,
     ("get", "positions"): list[PositionAnswer],
     ("get", "positions/history"): PageOfPositions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from bitcoin.core import CTransaction
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.core import Core
@@ -14,6 +14,8 @@ from node.projections import Projections
 from node.sending import HIGHEST_RATE, Sender, Sending
 from node.wallet.address import to_address
 from node.wallet.interface import Wallet
+from node.web.statement import Ledger
+from protocols.contract.funding import OutPoint
 from protocols.errors import LocalError
 
 
@@ -32,6 +34,7 @@ class SendIn(BaseModel):
 
 def wallet_router(core: Core, projections: Projections) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
+    ledger = Ledger(core, projections)
 
     @router.get("/wallet")
     async def wallet() -> dict[str, Any]:
@@ -45,14 +48,15 @@ def wallet_router(core: Core, projections: Projections) -> APIRouter:
 
     @router.get("/wallet/coins")
     async def coins() -> dict[str, Any]:
-        """Every unspent output, unconfirmed ones too; `held_by` tells what has it: a `position`, or a `setup` that is
-        under way."""
+        """Every unspent output, unconfirmed ones too; `held_by` tells what has it: a `position`, a `setup` that is
+        under way, or a `payment` that the chain does not have yet."""
         known = await projections.money.read()
-        reserved = frozenset[object]()
+        reserved = frozenset[OutPoint]()
         if core.positions.health.up:
             with core.positions.lent() as positions:
-                reserved = frozenset(positions.reserved())
-        held = core.setup.holds.all()
+                reserved = positions.reserved()
+        holders = dict.fromkeys(core.setup.holds.all(), "setup")
+        holders |= dict.fromkeys(core.setup.holds.payments(), "payment") | dict.fromkeys(reserved, "position")
         return {
             "coins": [
                 {
@@ -63,34 +67,46 @@ def wallet_router(core: Core, projections: Projections) -> APIRouter:
                     "address": to_address(coin.script, core.config.network),
                     "confirmations": coin.confirmations,
                     "spendable": coin.spendable,
-                    "held_by": "position" if coin.outpoint in reserved else "setup" if coin.outpoint in held else None,
+                    "held_by": holders.get(coin.outpoint),
                 }
                 for coin in known.value.coins
             ],
             **known.age(core.clock.now()),
         }
 
+    @router.get("/wallet/transactions")
+    async def transactions(
+        limit: Annotated[int, Query(ge=1, le=500)] = 100,
+        before: Annotated[
+            str | None, Query(pattern="^[0-9a-f]{64}$", description="the `next` of the page before")
+        ] = None,
+    ) -> dict[str, Any]:
+        """The wallet's transactions, the newest first: unconfirmed ones, then by height; the last known ones while a part
+        is down. `amount` is what each brought the wallet; `of` names the position that it belongs to, and as what."""
+        return await ledger.page(before, limit)
+
     @router.post("/wallet/send")
     async def send(said: SendIn) -> dict[str, Any]:
         """Sign and broadcast, from confirmed coins that nothing holds. With an `Idempotency-Key`, asking again sends
-        nothing more. 503 `broadcast_rejected`: nothing was sent; another 503: look at the coins before asking anew."""
+        nothing more. What is answered with 200 is on disk, and handed in again and again until the chain has it, over
+        restarts too; `waits` says why the chain server does not have it yet. Any problem: nothing was sent."""
         sender = Sender(core)
         try:
             if said.preview:
                 return _sending_view(await sender.preview(said.address, said.amount_sat, said.fee_rate), said.address)
-            sending, raw = await sender.send(said.address, said.amount_sat, said.fee_rate)
+            sending, raw, waits = await sender.send(said.address, said.amount_sat, said.fee_rate)
         except LocalError as error:
             if error.code in ("insufficient_funds", "kept_for_fees"):
                 raise Conflict(error.code, error.sentence) from error
             raise
         txid = CTransaction.deserialize(raw).GetTxid()[::-1].hex()
-        return {**_sending_view(sending, said.address), "txid": txid, "raw": raw.hex()}
+        return {**_sending_view(sending, said.address), "txid": txid, "raw": raw.hex(), "waits": waits}
 
     return router
 
 
 def _sending_view(sending: Sending, address: str) -> dict[str, Any]:
-    """`raw` is to be handed in again, should the transaction get lost."""
+    """`raw` may be handed in elsewhere, too."""
     return {
         "address": address,
         "amount": sending.amount,
@@ -100,4 +116,5 @@ def _sending_view(sending: Sending, address: str) -> dict[str, Any]:
         "inputs": [str(coin.outpoint) for coin in sending.inputs],
         "txid": None,
         "raw": None,
+        "waits": None,
     }

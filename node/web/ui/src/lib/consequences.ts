@@ -22,6 +22,7 @@ const OF_STOPPING: Record<string, string> = {
   setups: "Orders that are under way stand still.",
   deadlines: "A close or rollover that stays half done is not resolved by force.",
   bumping: "Fees of transactions that are stuck are not raised.",
+  payments: "What was sent from the wallet is not looked after, and nothing more can be sent after a start.",
 };
 
 export function ofStopping(name: string): string {

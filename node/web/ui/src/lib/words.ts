@@ -15,6 +15,7 @@ const STATES: Readonly<Record<string, string>> = {
   settled: "Settled",
   refunding: "Refunding",
   refunded: "Refunded",
+  payments: "Payments under way",
   punishing: "Punishing a revoked commit",
   punished: "The peer was punished",
   rejected: "Refused by the maker",
