@@ -23,7 +23,7 @@ from node.health import UNREPORTED, UP, Report, State
 from node.position.state import Position
 from node.price_history import PriceHistory
 from node.supervision import Supervisor
-from node.wallet.interface import Balance, Coin, Wallet
+from node.wallet.interface import Balance, Coin, Statement, Wallet
 from node.web.views import quote_view
 from protocols.errors import WorldError
 
@@ -208,6 +208,8 @@ class Projections:
         """By symbol, since the node's start."""
         self.positions = Kept(core.clock, self._ask_positions)
         self.money = Kept(core.clock, self._ask_money, lambda money: money.balance.as_of, self._wallet_doubt)
+        self.statement = Kept(core.clock, self._ask_statement, lambda statement: statement.as_of, self._wallet_doubt)
+        """Read when somebody asks for it, and at no other time: it may be long."""
         self.tip = Kept(core.clock, self._ask_tip)
         self._tip_seen: tuple[bytes, float] | None = None
 
@@ -233,6 +235,9 @@ class Projections:
             sum(coin.value for coin in coins if coin.outpoint in held),
             sum(position.own_margin_at_risk for position in known if position.lock is not None),
         )
+
+    async def _ask_statement(self) -> Statement:
+        return await self._core.wallet.call(Wallet.statement)
 
     def _wallet_doubt(self) -> str | None:
         """A wallet that cannot reach the chain answers with what it knew."""

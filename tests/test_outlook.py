@@ -10,6 +10,8 @@ from node.position.commands import attest, force_close
 from node.position.observing import observe
 from node.position.state import Position, State
 from node.web.outlook import next_view, transactions_view, value_view
+from node.web.statement import archived_uses, uses_of
+from node.web.views import position_view
 from protocols.contract.outcomes import covering
 from protocols.contract.terms import REGTEST_TIMELOCKS, Role
 from protocols.contract.transactions import txid as txid_of
@@ -64,6 +66,8 @@ def test_a_whole_life_is_told(role: Role) -> None:
         ("commit", 101),
         ("cet", tip),
     ]
+    # the archive keeps what says the same
+    assert archived_uses(position_view(made.position, {})) == uses_of(made.position)
 
 
 def feed(bid: str, ask: str) -> HandFed:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import trio
-from bitcoin.core import CTransaction
+from attrs import evolve
+from bitcoin.core import CBlockHeader, CTransaction
 
 from node.clock import Clock
 from node.regtest.consensus import COINBASE_MATURITY, check_scripts
 from node.regtest.consensus import TxOut as Spent
 from node.wallet.bdk import BdkWallet
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Balance, Coin, Wallet
+from node.wallet.interface import GAP_LIMIT, LOOKAHEAD, Balance, Coin, Statement, Transaction, Wallet
 from node.wallet.pure import PureWallet
 from node.wallet.seed import Seed
 from node.wallet.selection import InsufficientFunds
@@ -74,7 +75,7 @@ async def test_addresses_and_scripts_follow_from_the_seed(open_wallet: Opener) -
 
 
 async def test_before_the_first_sync_it_speaks_of_no_coins(wallet: Wallet) -> None:
-    for question in (wallet.balance, wallet.coins, partial(wallet.fund, 5_000, 2)):
+    for question in (wallet.balance, wallet.coins, wallet.transactions, partial(wallet.fund, 5_000, 2)):
         with pytest.raises(WorldError, match="wallet_not_synced"):
             await question()
 
@@ -290,6 +291,98 @@ async def test_a_reorganised_payment_waits_again(world: World, wallet: Wallet) -
     world.mine()
     await wallet.sync()
     assert await wallet.balance() == Balance(70_000, 0, NOW, world.chain.height)
+
+
+async def statement(wallet: Wallet) -> list[Transaction]:
+    """The transactions once the wallet has looked, without the times, which only some wallets know."""
+    await wallet.sync()
+    return [evolve(each, time=None) for each in await wallet.transactions()]
+
+
+async def test_a_statement_tells_what_came_and_went(world: World, wallet: Wallet) -> None:
+    assert await statement(wallet) == []
+    script = await script_of(wallet)
+    came = world.send(world.payment((script, 100_000)))
+    unconfirmed = Transaction(came, received=100_000, spent=0, fee=None, height=None, time=None)
+    assert await statement(wallet) == [unconfirmed]
+    assert (await wallet.transactions())[0].time is None
+    world.mine()
+    height = world.chain.height
+    assert await statement(wallet) == [evolve(unconfirmed, height=height)]
+    assert await wallet.statement() == Statement(tuple(await wallet.transactions()), NOW, height)
+
+    funding = await wallet.fund(60_000, 2)
+    change = await wallet.new_script()
+    went = world.send(await signed(wallet, funding, (MINERS, 60_000), (change, 39_500)))
+    sent = Transaction(went, received=39_500, spent=100_000, fee=500, height=None, time=None)
+    assert await statement(wallet) == [sent, evolve(unconfirmed, height=height)]
+    world.mine()
+    assert await statement(wallet) == [evolve(sent, height=height + 1), evolve(unconfirmed, height=height)]
+
+
+async def test_a_statement_tells_when_a_block_was_made_if_the_wallet_reads_blocks(
+    world: World, open_wallet: Opener
+) -> None:
+    wallet = await open_wallet(Seed.generate())
+    world.pay((await script_of(wallet), 100_000))
+    await wallet.sync()
+    [paid] = await wallet.transactions()
+    made = CBlockHeader.deserialize(world.chain.header(world.chain.height)).nTime
+    assert paid.time == (float(made) if open_wallet.kind == "bdk" else None)
+
+
+async def test_the_fee_is_told_when_all_that_was_spent_is_known(world: World, open_wallet: Opener) -> None:
+    ours, theirs = [await open_wallet(Seed.generate(), data) for data in ("ours", "theirs")]
+    first = world.pay((await script_of(ours), 70_000))
+    second = world.pay((await script_of(theirs), 80_000))
+    for wallet in (ours, theirs):
+        await wallet.sync()
+    inputs = [*(await ours.fund(60_000, 2)).inputs, *(await theirs.fund(70_000, 2)).inputs]
+    spent = [TxOut(coin.value, coin.script) for coin in inputs]
+    tx = spend([coin.outpoint for coin in inputs], (MINERS, 130_000), (await ours.new_script(), 19_000))
+    both = world.send(with_witnesses(tx, spent, await ours.sign(tx, spent) | await theirs.sign(tx, spent)))
+    seen = {each.txid: each for each in await statement(ours)}
+    assert set(seen) == {first, both}
+    assert seen[both] == Transaction(both, received=19_000, spent=70_000, fee=None, height=None, time=None)
+    seen = {each.txid: each for each in await statement(theirs)}
+    assert seen[both] == Transaction(both, received=0, spent=80_000, fee=None, height=None, time=None)
+    assert set(seen) == {second, both}
+
+
+async def test_a_coinbase_pays_no_fee(world: World, wallet: Wallet) -> None:
+    world.mine(script=await script_of(wallet))
+    [mined] = await statement(wallet)
+    assert (mined.fee, mined.spent, mined.height) == (0, 0, world.chain.height)
+
+
+async def test_a_statement_has_the_newest_first(world: World, wallet: Wallet) -> None:
+    scripts = [await wallet.new_script() for _ in range(6)]
+    payments = [world.payment((script, 50_000 + number)) for number, script in enumerate(scripts)]
+    oldest = world.send(payments[0])
+    world.mine()
+    together = [world.send(payment) for payment in payments[1:3]]
+    world.mine(2)
+    newest = world.send(payments[3])
+    world.mine()
+    waiting = [world.send(payment) for payment in payments[4:]]
+    found = await statement(wallet)
+    assert [each.txid for each in found] == [*sorted(waiting), newest, *sorted(together), oldest]
+
+
+async def test_a_statement_forgets_what_was_replaced_and_follows_a_reorganisation(world: World, wallet: Wallet) -> None:
+    fork = world.chain.tip
+    txid = world.pay((await script_of(wallet), 70_000))
+    coin = world.coin()
+    replaced = world.send(world.payment((await wallet.new_script(), 30_000), coin=coin))
+    paid = Transaction(txid, received=70_000, spent=0, fee=None, height=world.chain.height, time=None)
+    assert [each.txid for each in await statement(wallet)] == [replaced, txid]
+    world.send(world.payment(coin=coin, fee=50_000))
+    assert await statement(wallet) == [paid]
+    for _ in range(2):
+        fork = world.chain.submit(world.chain.build(parent=fork, script=MINERS))
+    assert await statement(wallet) == [evolve(paid, height=None)]
+    world.mine()
+    assert await statement(wallet) == [evolve(paid, height=world.chain.height)]
 
 
 async def test_a_restart_gives_out_no_script_twice(open_wallet: Opener) -> None:

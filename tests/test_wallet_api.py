@@ -56,6 +56,7 @@ async def _before_a_trade(world: RunningWorld, maker: Api, node: Maker, taker: A
     (coin,) = (await taker.get("/wallet/coins"))["coins"]
     assert (coin["value"], coin["spendable"], coin["held_by"]) == (MONEY, True, None)
     await _sends(taker)
+    await _states(taker)
     world.world.mine()
     assert [paid.value for paid in unspent(world, ELSEWHERE)] == [1_000_000]
 
@@ -109,3 +110,31 @@ async def _sends(taker: Api) -> None:
     assert {**sent.json(), "txid": None, "raw": None} == preview
     (change,) = (await taker.get("/wallet/coins"))["coins"]
     assert (change["value"], change["confirmations"]) == (preview["change"], 0)
+
+
+async def _states(taker: Api) -> None:
+    """The statement of a payment in and one out, which has no block yet."""
+    told = await taker.get("/wallet/transactions")
+    went, came = told["transactions"]
+    assert (told["next"], told["stale"], told["reason"]) == (None, False, None)
+    assert (came["received"], came["spent"], came["amount"], came["fee"]) == (MONEY, 0, MONEY, None)
+    assert came["confirmations"] >= 1
+    assert came["time"] > 1_500_000_000
+    assert went["amount"] == went["received"] - went["spent"] == -1_000_000 - went["fee"]
+    assert (went["confirmations"], went["height"], went["time"], went["of"]) == (0, None, None, None)
+    first = await taker.get("/wallet/transactions?limit=1")
+    assert (first["transactions"], first["next"]) == ([went], went["txid"])
+    rest = await taker.get(f"/wallet/transactions?limit=1&before={first['next']}")
+    assert (rest["transactions"], rest["next"]) == ([came], None)
+    last = await taker.get(f"/wallet/transactions?before={came['txid']}")
+    assert (last["transactions"], last["next"]) == ([], None)
+    for asked, field in ((f"before={'00' * 32}", "before"), ("before=x", "before"), ("limit=501", "limit")):
+        wrong = await taker.http.get(f"/wallet/transactions?{asked}")
+        assert (wrong.status_code, wrong.json()["field"]) == (422, field)
+    # away, the last known ones are told, with their age
+    assert (await taker.post("/services/wallet/stop")).status_code in (200, 202)
+    away = await taker.get("/wallet/transactions")
+    assert (away["transactions"], away["stale"]) == (told["transactions"], True)
+    assert "wallet" in away["reason"]
+    assert (await taker.post("/services/wallet/start")).status_code in (200, 202)
+    await taker.healthy()

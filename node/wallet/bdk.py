@@ -27,7 +27,7 @@ from node.eventstore.interface import RunBlocking
 from node.networks import NETWORKS
 from node.wallet.address import BDK
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import BEYOND, GAP_LIMIT, LOOKAHEAD, REBUILD, Coin, Wallet, our_inputs
+from node.wallet.interface import BEYOND, GAP_LIMIT, LOOKAHEAD, REBUILD, Coin, Transaction, Wallet, our_inputs
 from node.wallet.seed import Seed
 from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut, string
@@ -161,6 +161,9 @@ class BdkWallet(Wallet):
     async def _coins(self) -> tuple[list[Coin], int]:
         return await self._in_turn(self._unspent)
 
+    async def _transactions(self) -> tuple[list[Transaction], int]:
+        return await self._in_turn(self._statement)
+
     async def _in_turn(self, function: Callable[[], R]) -> R:
         async with self._turn:
             return await self._run_blocking(function)
@@ -263,6 +266,27 @@ class BdkWallet(Wallet):
                 )
             )
         return sorted(coins, key=lambda coin: coin.outpoint), height
+
+    def _statement(self) -> tuple[list[Transaction], int]:
+        # `tx_details` says all of this at once, and goes through all transactions for each
+        return [self._told(each) for each in self._wallet.transactions()], self._wallet.latest_checkpoint().height
+
+    def _told(self, canonical: bdk.CanonicalTx) -> Transaction:
+        tx, position = canonical.transaction, canonical.chain_position
+        block = position.confirmation_block_time if position.is_confirmed() else None
+        values = self._wallet.sent_and_received(tx)
+        try:
+            fee = self._wallet.calculate_fee(tx).to_sat()
+        except bdk.CalculateFeeError:
+            fee = None
+        return Transaction(
+            bytes(tx.compute_txid().serialize()),
+            received=values.received.to_sat(),
+            spent=values.sent.to_sat(),
+            fee=fee,
+            height=block.block_id.height if block else None,
+            time=float(block.confirmation_time) if block else None,
+        )
 
     def _witnesses(
         self, tx: CTransaction, prevouts: Sequence[TxOut], more: Mapping[OutPoint, TxOut]

@@ -83,6 +83,33 @@ class Balance:
 
 
 @frozen
+class Transaction:
+    """A transaction that pays to us or spends from us. Amounts in satoshis."""
+
+    txid: bytes
+    received: int
+    """By outputs of ours."""
+    spent: int
+    """Of outputs of ours; what it brought us is `received` - `spent`."""
+    fee: int | None
+    """All of it, whoever pays it; None when it spends outputs of transactions that the wallet does not know."""
+    height: int | None
+    """None while it is unconfirmed."""
+    time: float | None
+    """Of its block, seconds since 1970; None while it is unconfirmed, and of a wallet that reads no blocks."""
+
+
+@frozen
+class Statement:
+    """All transactions, in the order of `Wallet.transactions`, and the moment at which this was so."""
+
+    transactions: tuple[Transaction, ...]
+    as_of: float
+    """As that of a `Balance`."""
+    height: int
+
+
+@frozen
 class Funding:
     """Our coins for a lock, and where its change goes (if it has any: `protocols.contract.funding.change_value`)."""
 
@@ -91,8 +118,8 @@ class Funding:
 
 
 class Wallet(ABC):
-    """One account. Every method may raise `WorldError`; those that speak of coins do (``wallet_not_synced``) before
-    the first `sync`.
+    """One account. Every method may raise `WorldError`; those that speak of coins and of
+    transactions do (``wallet_not_synced``) before the first `sync`.
 
     The public methods are all here and none is overridden, so that ``service.call(Wallet.fund, …)`` runs the same code
     whichever wallet the service keeps.
@@ -154,6 +181,17 @@ class Wallet(ABC):
         confirmed = sum(coin.value for coin in coins if coin.spendable)
         return Balance(confirmed, sum(coin.value for coin in coins) - confirmed, as_of, height)
 
+    async def transactions(self) -> list[Transaction]:
+        """All that the chain or the mempool holds of ours, the newest first: unconfirmed ones, then by height, then by
+        id. What was replaced or fell out of the mempool is gone."""
+        return list((await self.statement()).transactions)
+
+    async def statement(self) -> Statement:
+        """The `transactions`, with the age of that knowledge."""
+        as_of = self._synced()
+        found, height = await self._transactions()
+        return Statement(tuple(sorted(found, key=_newest_first)), as_of, height)
+
     async def fund(self, needed: int, fee_rate: int, reserved: Set[OutPoint] = frozenset()) -> Funding:
         """Coins worth `needed` satoshis and our share of the lock's own fee at `fee_rate` sat/vB, none of `reserved`.
 
@@ -190,10 +228,13 @@ class Wallet(ABC):
         self._as_of = as_of
         await self._remember(as_of)
 
-    async def _seen(self) -> tuple[float, list[Coin], int]:
-        as_of = self._as_of
-        if as_of is None:
+    def _synced(self) -> float:
+        if self._as_of is None:
             raise WorldError("wallet_not_synced", "the wallet has not seen the chain yet")
+        return self._as_of
+
+    async def _seen(self) -> tuple[float, list[Coin], int]:
+        as_of = self._synced()
         coins, height = await self._coins()
         return as_of, coins, height
 
@@ -224,10 +265,19 @@ class Wallet(ABC):
         """The coins in order of their outpoints, and the height of the tip that confirmations are counted from."""
 
     @abstractmethod
+    async def _transactions(self) -> tuple[list[Transaction], int]:
+        """The transactions in any order, and the height as in `_coins`."""
+
+    @abstractmethod
     async def _sign(
         self, tx: CTransaction, prevouts: Sequence[TxOut], more: Mapping[OutPoint, TxOut]
     ) -> dict[int, tuple[bytes, ...]]:
         """As `sign`; which inputs are ours is for `our_inputs` to say. `more` are outputs that count as known."""
+
+
+def _newest_first(transaction: Transaction) -> tuple[bool, int, bytes]:
+    height = transaction.height
+    return height is not None, -(height or 0), transaction.txid
 
 
 def _parsed(raw: bytes) -> CTransaction:

@@ -8,7 +8,7 @@ from bitcoin.core import CTransaction
 
 from node.clock import Clock
 from node.wallet.bip86 import CHANGE, RECEIVE, Account
-from node.wallet.interface import BEYOND, GAP_LIMIT, LOOKAHEAD, Coin, Wallet, our_inputs
+from node.wallet.interface import BEYOND, GAP_LIMIT, LOOKAHEAD, Coin, Transaction, Wallet, our_inputs
 from protocols.contract import schnorr
 from protocols.contract.funding import OutPoint
 from protocols.contract.sighash import TxOut, signature_hash
@@ -59,7 +59,7 @@ class PureWallet(Wallet):
         self._derived = [0, 0]
         self._places: dict[bytes, tuple[int, int]] = {}
         self._height: int | None = None
-        self._transactions: dict[bytes, tuple[CTransaction, int]] = {}
+        self._found: dict[bytes, tuple[CTransaction, int]] = {}
 
     @property
     def revealed(self) -> tuple[int, int]:
@@ -84,8 +84,8 @@ class PureWallet(Wallet):
             heights = await self._scan(RECEIVE, gap) | await self._scan(CHANGE, gap)
             if self._chain.tip == tip:  # or else a block came in between, and part of the picture is older than it
                 break
-        known = self._transactions
-        self._transactions = {
+        known = self._found
+        self._found = {
             txid: (known[txid][0] if txid in known else await self._fetch(txid), height)
             for txid, height in heights.items()
         }
@@ -109,7 +109,7 @@ class PureWallet(Wallet):
 
     async def _coins(self) -> tuple[list[Coin], int]:
         height = self._height or 0
-        spent = {outpoint for tx, _ in self._transactions.values() for outpoint in outpoints(tx)}
+        spent = {outpoint for tx, _ in self._found.values() for outpoint in outpoints(tx)}
         coins = [
             Coin(
                 txid,
@@ -119,11 +119,27 @@ class PureWallet(Wallet):
                 confirmations=height - mined + 1 if mined > 0 else 0,
                 coinbase=tx.is_coinbase(),
             )
-            for txid, (tx, mined) in sorted(self._transactions.items())
+            for txid, (tx, mined) in sorted(self._found.items())
             for vout, txout in enumerate(tx.vout)
             if self._is_mine(bytes(txout.scriptPubKey)) and (txid, vout) not in spent
         ]
         return coins, height
+
+    async def _transactions(self) -> tuple[list[Transaction], int]:
+        return [self._told(txid, tx, mined) for txid, (tx, mined) in self._found.items()], self._height or 0
+
+    def _told(self, txid: bytes, tx: CTransaction, mined: int) -> Transaction:
+        spent = [] if tx.is_coinbase() else [self._output(outpoint) for outpoint in outpoints(tx)]
+        known = [output for output in spent if output is not None]
+        fee = 0 if tx.is_coinbase() else sum(output.value for output in known) - sum(out.nValue for out in tx.vout)
+        return Transaction(
+            txid,
+            received=sum(out.nValue for out in tx.vout if self._is_mine(bytes(out.scriptPubKey))),
+            spent=sum(output.value for output in known if self._is_mine(output.script)),
+            fee=fee if len(known) == len(spent) else None,
+            height=mined if mined > 0 else None,
+            time=None,
+        )
 
     async def _scan(self, chain: int, gap: int) -> dict[bytes, int]:
         """Heights by id of the transactions of one chain's scripts: of all given out, and of `gap` unused ones more."""
@@ -149,9 +165,9 @@ class PureWallet(Wallet):
         return script in self._places
 
     def _output(self, outpoint: OutPoint) -> TxOut | None:
-        if outpoint.txid not in self._transactions:
+        if outpoint.txid not in self._found:
             return None
-        outputs = self._transactions[outpoint.txid][0].vout
+        outputs = self._found[outpoint.txid][0].vout
         if outpoint.vout >= len(outputs):
             return None
         return TxOut(outputs[outpoint.vout].nValue, bytes(outputs[outpoint.vout].scriptPubKey))

@@ -81,8 +81,9 @@ def wallet_router(core: Core, projections: Projections) -> APIRouter:
             str | None, Query(pattern="^[0-9a-f]{64}$", description="the `next` of the page before")
         ] = None,
     ) -> dict[str, Any]:
-        """The wallet's transactions, the newest first: unconfirmed ones, then by height; the last known ones while a part
-        is down. `amount` is what each brought the wallet; `of` names the position that it belongs to, and as what."""
+        """The wallet's transactions, the newest first: unconfirmed ones, then by height; the last known ones while a
+        part is down. `amount` is what each brought the wallet; `of` names the position that it belongs to, and as
+        what."""
         return await ledger.page(before, limit)
 
     @router.post("/wallet/send")
