@@ -72,6 +72,7 @@ async def test_an_order_from_the_ticket_to_the_payout(tmp_path: Path, capsys: py
         await positions_are_shown(this, order_id, maker, taker)
         await it_is_closed(this, order_id, taker)
         await coins_are_sent(this, taker)
+        await transactions_are_listed(this, order_id, taker)
 
 
 async def offers_are_shown(this: Market, maker: Shell, taker: Shell) -> None:
@@ -179,6 +180,26 @@ async def coins_are_sent(this: Market, taker: Shell) -> None:
         "txid"
     ]
     await this.confirm(sent["txid"])
+
+
+async def transactions_are_listed(this: Market, order_id: str, taker: Shell) -> None:
+    await this.taker.seen_block(this.world)
+    found = (await taker("wallet", "transactions", "--json")).json
+    assert (found["next"], found["stale"]) == (None, False)
+    sent, *others = found["transactions"]
+    assert (sent["of"], sent["confirmations"] > 0) == (None, True)
+    assert sent["amount"] == -sent["fee"]  # paid to itself
+    ours = {each["of"]["kind"]: each for each in others if each["of"]}
+    assert {each["of"]["order_id"] for each in ours.values()} == {order_id}
+    assert ours["lock"]["amount"] < 0 < ours["close"]["amount"]
+    assert sum(each["amount"] for each in found["transactions"]) == (await taker("wallet", "--json")).json["confirmed"]
+    newest = (await taker("wallet", "transactions", "--json", "--limit", 1)).json
+    assert (newest["transactions"], newest["next"]) == ([sent], sent["txid"])
+    told = (await taker("wallet", "transactions")).out.splitlines()
+    assert told[0].split() == ["time", "amount", "fee", "confirmations", "for", "transaction"]
+    assert re.fullmatch(rf"\d{{4}}-[-\d]+ [:\d]+ +-{sent['fee']} +{sent['fee']} +\d+  – +{sent['txid']}", told[1])
+    assert any(re.search(rf"  lock of {order_id[:8]} +{ours['lock']['txid']}$", line) for line in told)
+    assert (await taker("wallet", "transactions", "--limit", 0)).status == 2
 
 
 # --- no node, or one that does not answer -----------------------------------------------------------------------------

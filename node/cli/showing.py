@@ -86,6 +86,54 @@ def wallet_coins(
     output.table(heads, rows, "no coins; `cfdnode wallet address` gives an address to pay to")
 
 
+def wallet_transactions(
+    *,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 50,
+    data: NodeData = None,
+    api: NodeApi = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """List what came into the wallet and went, the newest first. Amounts are satoshis, times UTC."""
+    found = _statement(node_at("wallet transactions", data, api, token_file), limit)
+    if as_json:
+        output.as_json(found)
+        return
+    heads = ("time", "amount", "fee", "confirmations", "for", "transaction")
+    rows = [
+        (
+            _made(each),
+            each["amount"],
+            each["fee"],
+            each["confirmations"],
+            f"{each['of']['kind']} of {each['of']['order_id'][:8]}" if each["of"] else None,
+            each["txid"],
+        )
+        for each in found["transactions"]
+    ]
+    output.table(heads, rows, "no transactions; `cfdnode wallet address` gives an address to pay to")
+    _stale(found)
+
+
+def _statement(node: Client, limit: int) -> dict[str, Any]:
+    """As one page of the API's, however many it takes."""
+    found: list[Any] = []
+    before = None
+    while True:
+        asked = {"before": before, "limit": min(PAGE, limit - len(found))}
+        page: dict[str, Any] = node.get("wallet/transactions", asked)
+        found += page["transactions"]
+        before = page["next"]
+        if before is None or len(found) >= limit:
+            return {**page, "transactions": found}
+
+
+def _made(transaction: Mapping[str, Any]) -> str:
+    if transaction["height"] is None:
+        return "unconfirmed"
+    return output.moment(transaction["time"]) or f"block {transaction['height']}"
+
+
 def offers(
     context: typer.Context,
     *,
