@@ -39,6 +39,11 @@ def url_file(data: Path) -> Path:
     return data / "api.url"
 
 
+def certificate_file(data: Path) -> Path:
+    """The certificate (PEM) by which that API is served, if it is by TLS: programs of this machine trust it alone."""
+    return data / "api.cert"
+
+
 def password_file(data: Path) -> Path:
     """The hash of the password for the page, readable by the owner alone."""
     return data / "api.password"

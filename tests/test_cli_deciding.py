@@ -143,7 +143,7 @@ async def rates_are_set(this: Market, maker: Shell) -> None:
 def test_each_field_of_the_policy_has_its_flag() -> None:
     (group,) = [each for each in typer.main.get_group(app).commands.values() if each.name == "policy"]
     names = {name for option in group.commands["set"].params for name in option.opts}  # type: ignore[attr-defined]
-    others = {"--data", "--api", "--token-file", "--json"}
+    others = {"--data", "--api", "--token-file", "--ca", "--json"}
     assert names - others == {f"--{name.replace('_', '-')}" for name in Policy.model_fields}
 
 

@@ -174,16 +174,17 @@ async def test_a_connection_outlives_the_change_to_the_whole_api(
 
 
 def test_a_token_that_cannot_be_kept_beside_the_data_is_kept_where_its_owner_alone_reads(
-    config: TakerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: TakerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with bind_api(config.api) as listener:
-        token = kept_token(tmp_path / "file" / "data", url_of(listener))
+        token, folders = kept_token(tmp_path / "file" / "data", url_of(listener))
         (folder,) = tmp_path.glob("cfdnode-*")
+        assert folders == [tmp_path / "file" / "data", folder]
         assert files.token_file(folder).read_text().strip() == token
         assert files.url_file(folder).read_text().strip() == url_of(listener)
         assert folder.stat().st_mode & 0o077 == 0
-    told = capsys.readouterr().out
+    told = caplog.text
     assert str(folder) in told
     assert token not in told

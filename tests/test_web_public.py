@@ -28,19 +28,30 @@ KEYS = "22" * 32
 ORACLE = {"url": "http://127.0.0.1:1", "announcement_key": KEYS, "attestation_key": KEYS}
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for ``node.example`` that signed itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node.example")])
+Signer = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def signed(
+    name: str, key: ec.EllipticCurvePrivateKey, by: Signer | None = None, *, authority: bool = False
+) -> x509.Certificate:
+    """A certificate for that name, by that authority or by itself."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signing = (by[0].subject, by[1]) if by is not None else (subject, key)
     now = datetime.datetime.now(datetime.UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("node.example")])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    return (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .sign(signing, hashes.SHA256())
     )
+
+
+def certificate(folder: Path, name: str = "node.example") -> tuple[Path, Path]:
+    """A certificate that signed itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = signed(name, key)
     cert, secret = folder / "cert.pem", folder / "key.pem"
     cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     secret.write_bytes(

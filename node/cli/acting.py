@@ -18,7 +18,7 @@ from node.cli.client import (
     node_at,
     order_id_in,
 )
-from node.cli.flags import Json, Key, NodeApi, NodeData, OrderId, Text, TokenFile, Yes
+from node.cli.flags import Ca, Json, Key, NodeApi, NodeData, OrderId, Text, TokenFile, Yes
 from protocols.errors import LocalError, WorldError
 
 LOOK_EVERY = 0.5
@@ -35,6 +35,7 @@ def service(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Start, stop, restart or repair a service."""
@@ -43,7 +44,7 @@ def service(
     for word in (name, action):
         if re.fullmatch(r"[a-z0-9-]{1,60}", word) is None:
             raise LocalError("bad_name", f"service: {word[:80]!r} is no name of a service, action or repair")
-    node = node_at("service", data, api, token_file)
+    node = node_at("service", data, api, token_file, ca)
     if action in ("start", "stop", "restart"):
         answer = node.post(f"services/{name}/{action}")
     else:
@@ -73,10 +74,11 @@ def order(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Open a position. What it comes to is shown before you agree; no price worse than the one shown is taken."""
-    node = node_at("order", data, api, token_file)
+    node = node_at("order", data, api, token_file, ca)
     repeat = key_or_new(key)
     if limit is None:
         best = _best(node, symbol, side, maker)
@@ -142,11 +144,12 @@ def close(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Close a position together with its maker. The price is the present one; what it brings is shown first."""
     path = f"positions/{order_id_in(order_id)}"
-    node = node_at("close", data, api, token_file)
+    node = node_at("close", data, api, token_file, ca)
     repeat = key_or_new(key)
     if not yes:
         shown = node.get(f"{path}/close")
@@ -179,11 +182,12 @@ def force_close(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Close a position without the peer. Its commit is published now; the oracle's price settles at expiry."""
     path = f"positions/{order_id_in(order_id)}"
-    node = node_at("force-close", data, api, token_file)
+    node = node_at("force-close", data, api, token_file, ca)
     repeat = key_or_new(key)
     output.agree(
         "The commit is published now, with its fees; the price at expiry decides, not the present one. Force close?",
@@ -203,11 +207,12 @@ def roll_over(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Roll a position over now. The maker's next contract expires later; the taker does so by itself, too."""
     path = f"positions/{order_id_in(order_id)}"
-    answer = node_at("rollover", data, api, token_file).post(f"{path}/rollover", key=key_or_new(key))
+    answer = node_at("rollover", data, api, token_file, ca).post(f"{path}/rollover", key=key_or_new(key))
     if as_json:
         output.as_json(answer)
     else:
@@ -278,10 +283,10 @@ def _follow(node: Client, order_id: str, judge: Judge) -> tuple[Mapping[str, Any
 
 
 def wallet_address(
-    *, data: NodeData = None, api: NodeApi = None, token_file: TokenFile = None, as_json: Json = False
+    *, data: NodeData = None, api: NodeApi = None, token_file: TokenFile = None, ca: Ca = None, as_json: Json = False
 ) -> None:
     """Print a new address to pay to."""
-    answer = node_at("wallet address", data, api, token_file).post("wallet/addresses")
+    answer = node_at("wallet address", data, api, token_file, ca).post("wallet/addresses")
     if as_json:
         output.as_json(answer)
     else:
@@ -298,12 +303,13 @@ def wallet_send(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Pay coins to an address. The fee is shown before you agree."""
     if amount != "all" and re.fullmatch(r"[1-9][0-9]{0,15}", amount) is None:
         raise LocalError("bad_amount", f"amount: {amount[:40]!r} is neither whole satoshis nor all")
-    node = node_at("wallet send", data, api, token_file)
+    node = node_at("wallet send", data, api, token_file, ca)
     repeat = key_or_new(key)
     said: dict[str, object] = {"address": address, "amount_sat": amount if amount == "all" else int(amount)}
     if fee_rate is not None:
@@ -340,6 +346,7 @@ def offers_set(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Set a maker's offer; it replaces that of the same symbol and side. With --spread it follows the market."""
@@ -356,7 +363,7 @@ def offers_set(
         "opening_fee": opening_fee,
         "funding_rate": funding_rate,
     }
-    answer = node_at("offers set", data, api, token_file).post("offers", said, key=key_or_new(key))
+    answer = node_at("offers set", data, api, token_file, ca).post("offers", said, key=key_or_new(key))
     stands = answer if price is not None else answer["offer"]
     if as_json:
         output.as_json(answer)
@@ -373,10 +380,11 @@ def offers_withdraw(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Withdraw a maker's offer; it does not come back."""
-    node = node_at("offers withdraw", data, api, token_file)
+    node = node_at("offers withdraw", data, api, token_file, ca)
     if side is None and re.fullmatch(r"[0-9a-f]{32}", offer):
         answer = node.delete(f"offers/{offer}")
     elif side in ("long", "short") and re.fullmatch(r"[A-Z]{3,12}", offer):
@@ -395,10 +403,11 @@ def makers_add(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Keep a link to a maker, from now on and after a restart."""
-    answer = node_at("makers add", data, api, token_file).post("makers", {"address": address})
+    answer = node_at("makers add", data, api, token_file, ca).post("makers", {"address": address})
     if as_json:
         output.as_json(answer)
     else:
@@ -411,12 +420,13 @@ def makers_remove(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Keep no link to a maker any more; refused while a position with it goes on."""
     if re.fullmatch(r"[0-9a-f]{64}", identity) is None:
         raise LocalError("bad_identity", f"makers remove: {identity[:80]!r} is not 64 hex digits in lower case")
-    node_at("makers remove", data, api, token_file).delete(f"makers/{identity}")
+    node_at("makers remove", data, api, token_file, ca).delete(f"makers/{identity}")
     if as_json:
         output.as_json({"removed": identity})
     else:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from node.cli.output import progress
 from protocols.errors import LocalError, WorldError
 
 DATA_VARIABLE = "CFDNODE_DATA"
+CA_VARIABLE = "CFDNODE_CA"
 ANSWERED_WITHIN = 10.0
 NOT_SENT = "broadcast_rejected"
 """The one code of a part that failed which says that nothing was done."""
@@ -31,11 +33,34 @@ class OutcomeUnknown(WorldError):
 
 
 @frozen
+class Trust:
+    """The certificates of a file, and no other."""
+
+    file: Path
+    pinned: bool = False
+    """It is the very certificate that is served, from the node's own data directory: whatever name it is for."""
+
+    def context(self) -> ssl.SSLContext:
+        """Raises LocalError."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(self.file)
+        except OSError as error:  # ssl.SSLError is one, without a name for what is wrong
+            why = "there is no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+            raise LocalError("bad_ca", f"{self.file}: {why}") from None
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # also one that another authority signed
+        context.check_hostname = not self.pinned
+        return context
+
+
+@frozen
 class Client:
     """One node. Every question raises LocalError when the node refuses, WorldError when it does not answer."""
 
     url: str
     token: str = field(repr=False)
+    trust: Trust | None = None
+    """By https; None: whom this machine trusts."""
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> Any:
         asked = {name: value for name, value in (query or {}).items() if value is not None}
@@ -87,7 +112,7 @@ class Client:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         if key is not None:
             headers["Idempotency-Key"] = key
-        connection = _connection(self.url, within)
+        connection = _connection(self.url, self.trust, within)
         sent = False
         try:
             with progress(f"asking {self.url}"):
@@ -97,6 +122,8 @@ class Client:
                 connection.request(method, f"/api/v1/{path}", body, headers)
                 response = connection.getresponse()
                 answer = json.loads(response.read() or b"null")
+        except ssl.SSLCertVerificationError as error:
+            raise WorldError("not_trusted", f"{self.url}: {self._not_trusted(error)}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             why = f"{self.url}: no answer from a node: {error}"
             if sent and method != "GET":
@@ -113,8 +140,14 @@ class Client:
             raise LocalError(code, sentence)
         return answer
 
+    def _not_trusted(self, error: ssl.SSLCertVerificationError) -> str:
+        why = f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
+        if self.trust is None:
+            return f"{why}; --ca FILE names the one to trust"
+        return f"{why}; trusted is what is in {self.trust.file}"
 
-def _connection(url: str, within: float) -> http.client.HTTPConnection:
+
+def _connection(url: str, trust: Trust | None, within: float) -> http.client.HTTPConnection:
     try:
         place = urlsplit(url)
         hostname, port = place.hostname, place.port
@@ -123,11 +156,18 @@ def _connection(url: str, within: float) -> http.client.HTTPConnection:
     except ValueError:
         raise LocalError("bad_flags", f"the API's URL {url!r} is not http://host:port") from None
     if place.scheme == "https":
-        return http.client.HTTPSConnection(hostname, port or 443, timeout=within)
+        context = trust.context() if trust is not None else ssl.create_default_context()
+        return http.client.HTTPSConnection(hostname, port or 443, timeout=within, context=context)
     return http.client.HTTPConnection(hostname, port or 80, timeout=within)
 
 
-def node_at(command: str, data: Path | None, api: str | None, token_file: Path | None) -> Client:
+def node_at(
+    command: str,
+    data: Path | None,
+    api: str | None = None,
+    token_file: Path | None = None,
+    ca: Path | None = None,
+) -> Client:
     """The node of the flags that every such command has, or of the environment's data directory."""
     if data is None and (named := os.environ.get(DATA_VARIABLE)):
         data = Path(named)
@@ -135,7 +175,22 @@ def node_at(command: str, data: Path | None, api: str | None, token_file: Path |
         raise LocalError("bad_flags", f"{command}: give --data, or --api and --token-file")
     folder = data or Path()
     url = api or contents(files.url_file(folder), "is the node running?")
-    return Client(url, contents(token_file or files.token_file(folder), "the node writes it on its first start"))
+    token = contents(token_file or files.token_file(folder), "the node writes it on its first start")
+    return Client(url, token, _trust(url, folder if api is None else None, ca))
+
+
+def _trust(url: str, folder: Path | None, ca: Path | None) -> Trust | None:
+    """What the flag says, else the certificate that a node of this machine keeps in its `folder`, else the variable."""
+    if not url.lower().startswith("https:"):
+        if ca is not None:
+            raise LocalError("bad_flags", f"--ca: the API at {url} is not served by https")
+        return None
+    if ca is not None:
+        return Trust(ca)
+    if folder is not None and (kept := files.certificate_file(folder)).exists():
+        return Trust(kept, pinned=True)
+    named = os.environ.get(CA_VARIABLE)
+    return Trust(Path(named)) if named else None
 
 
 def contents(path: Path, hint: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from node.cli import output
 from node.cli.client import Client, key_or_new, node_at
-from node.cli.flags import Json, Key, NodeApi, NodeData, Text, Texts, TokenFile, Yes, flags_behind
+from node.cli.flags import Ca, Json, Key, NodeApi, NodeData, Text, Texts, TokenFile, Yes, flags_behind
 from protocols.errors import LocalError
 
 RequestId = Annotated[str, typer.Argument(help="The request's id, 32 hex digits.")]
@@ -28,13 +28,14 @@ def requests(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """What waits for a maker's word, the oldest first. `accept` and `decline` answer it."""
     if context.invoked_subcommand is not None:
-        flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file, ca)
         return
-    found = node_at("requests", data, api, token_file).get("requests")
+    found = node_at("requests", data, api, token_file, ca).get("requests")
     if as_json:
         output.as_json(found)
         return
@@ -67,11 +68,12 @@ def requests_accept(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Accept what a taker asks for. It is shown first; the rules are asked once more at your word."""
     path = f"requests/{_request_id_in(request)}"
-    node = node_at("requests accept", data, api, token_file)
+    node = node_at("requests accept", data, api, token_file, ca)
     repeat = key_or_new(key)
     if not yes:
         output.facts(_request_facts(_waiting(node, request), funding_rate, price), err=as_json)
@@ -96,11 +98,12 @@ def requests_decline(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Decline what a taker asks for."""
     path = f"requests/{_request_id_in(request)}"
-    node = node_at("requests decline", data, api, token_file)
+    node = node_at("requests decline", data, api, token_file, ca)
     answer = node.post(f"{path}/reject", None if sentence is None else {"sentence": sentence}, key=key_or_new(key))
     if as_json:
         output.as_json(answer)
@@ -147,13 +150,14 @@ def policy(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """What a maker accepts. `set` changes it over restarts, `reset` goes back to the configuration."""
     if context.invoked_subcommand is not None:
-        flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file, ca)
         return
-    _show_policy(node_at("policy", data, api, token_file).get("policy"), as_json)
+    _show_policy(node_at("policy", data, api, token_file, ca).get("policy"), as_json)
 
 
 Accept = Annotated[Text, typer.Option(help="auto: at once, within the rules; manual: by your word.")]
@@ -187,6 +191,7 @@ def policy_set(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Change what a maker accepts, over restarts: what is named alone, and of it those symbols alone."""
@@ -210,7 +215,7 @@ def policy_set(
         changes["max_margin"] = None if max_margin == NO_LIMIT else _whole("max-margin", max_margin)
     if not changes:
         raise LocalError("bad_flags", "policy set: name something to change; `cfdnode policy` shows what is in force")
-    _show_policy(node_at("policy set", data, api, token_file).patch("policy", changes), as_json)
+    _show_policy(node_at("policy set", data, api, token_file, ca).patch("policy", changes), as_json)
 
 
 def policy_reset(
@@ -219,10 +224,11 @@ def policy_reset(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Go back to the configuration's policy. What `set` changed is shown first, and is forgotten."""
-    node = node_at("policy reset", data, api, token_file)
+    node = node_at("policy reset", data, api, token_file, ca)
     if not yes:
         view = node.get("policy")
         changed: list[tuple[str, object]] = [(name, _shown(view[name])) for name in view["changed"]]
@@ -287,13 +293,14 @@ def rates(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Funding rates of a maker, by symbol. `set` says one, `withdraw` goes back to the policy's."""
     if context.invoked_subcommand is not None:
-        flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file, ca)
         return
-    found = node_at("rates", data, api, token_file).get("rates")
+    found = node_at("rates", data, api, token_file, ca).get("rates")
     if as_json:
         output.as_json(found)
         return
@@ -317,10 +324,11 @@ def rates_set(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Set a symbol's funding rate. Once it is too old, orders and rollovers wait until it is set anew."""
-    node = node_at("rates set", data, api, token_file)
+    node = node_at("rates set", data, api, token_file, ca)
     _tell_rate(symbol, node.put(f"rates/{_symbol_in(symbol)}", {"funding_rate": funding_rate}), as_json)
 
 
@@ -330,10 +338,11 @@ def rates_withdraw(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Go back to the policy's funding rate of a symbol."""
-    node = node_at("rates withdraw", data, api, token_file)
+    node = node_at("rates withdraw", data, api, token_file, ca)
     _tell_rate(symbol, node.delete(f"rates/{_symbol_in(symbol)}"), as_json)
 
 

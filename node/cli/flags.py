@@ -35,6 +35,10 @@ NodeData = Annotated[
 ]
 NodeApi = Annotated[Text, typer.Option("--api", help="URL of the node's API, if not as in --data.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the API's token, if not in --data.")]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", help="PEM file of the certificate to trust, for --api by https; else CFDNODE_CA."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Agree beforehand, without being asked.")]
 Key = Annotated[Text, typer.Option("--key", help="Idempotency key: the same command again does nothing twice.")]

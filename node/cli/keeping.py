@@ -51,7 +51,7 @@ def backup(
 
     target = file.absolute()
     if _in_use(data):
-        count = node_at("backup", data, None, None).post("backup", {"path": str(target)})["positions"]
+        count = node_at("backup", data).post("backup", {"path": str(target)})["positions"]
     else:
         seed = Seed.read(files.seed_file(data))
         with _directory_errors(data), lock_directory(data):

@@ -10,7 +10,7 @@ import typer
 
 from node.cli import output
 from node.cli.client import Client, node_at, order_id_in
-from node.cli.flags import Json, NodeApi, NodeData, TokenFile, flags_behind
+from node.cli.flags import Ca, Json, NodeApi, NodeData, TokenFile, flags_behind
 from protocols.errors import LocalError
 
 POSITION_HEADS = (
@@ -20,14 +20,16 @@ POSITION_HEADS = (
 PAGE = 500
 
 
-def health(*, data: NodeData = None, api: NodeApi = None, token_file: TokenFile = None, as_json: Json = False) -> None:
+def health(
+    *, data: NodeData = None, api: NodeApi = None, token_file: TokenFile = None, ca: Ca = None, as_json: Json = False
+) -> None:
     """Print a line per service. Exit status 0: all healthy, 1: not all, 2: the node cannot be reached.
 
     Under a service that is not healthy stand the causes of its failures, the newest first, and what can be asked of it
     with `cfdnode service`."""
     from node.health import ServiceHealth, all_healthy, details, line
 
-    answer = node_at("health", data, api, token_file).get("health")
+    answer = node_at("health", data, api, token_file, ca).get("health")
     services = [ServiceHealth.from_json(service) for service in answer["services"]]
     if as_json:
         output.as_json(answer)
@@ -49,13 +51,14 @@ def wallet(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """The wallet: its balance in satoshis, unless told otherwise."""
     if context.invoked_subcommand is not None:
-        flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file, ca)
         return
-    found = node_at("wallet", data, api, token_file).get("wallet")
+    found = node_at("wallet", data, api, token_file, ca).get("wallet")
     if as_json:
         output.as_json(found)
         return
@@ -71,10 +74,10 @@ def wallet(
 
 
 def wallet_coins(
-    *, data: NodeData = None, api: NodeApi = None, token_file: TokenFile = None, as_json: Json = False
+    *, data: NodeData = None, api: NodeApi = None, token_file: TokenFile = None, ca: Ca = None, as_json: Json = False
 ) -> None:
     """List the wallet's coins."""
-    found = node_at("wallet coins", data, api, token_file).get("wallet/coins")
+    found = node_at("wallet coins", data, api, token_file, ca).get("wallet/coins")
     if as_json:
         output.as_json(found)
         return
@@ -141,12 +144,13 @@ def offers(
     api: NodeApi = None,
     token_file: TokenFile = None,
     as_json: Json = False,
+    ca: Ca = None,
 ) -> None:
     """Offers: a taker's from its makers, a maker's own. `set` and `withdraw` are a maker's."""
     if context.invoked_subcommand is not None:
-        flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file, ca)
         return
-    found = node_at("offers", data, api, token_file).get("offers")
+    found = node_at("offers", data, api, token_file, ca).get("offers")
     if as_json:
         output.as_json(found)
         return
@@ -177,12 +181,13 @@ def makers(
     api: NodeApi = None,
     token_file: TokenFile = None,
     as_json: Json = False,
+    ca: Ca = None,
 ) -> None:
     """A taker's links to makers. `add` and `remove` change them, over restarts."""
     if context.invoked_subcommand is not None:
-        flags_behind(context, data, api, token_file)
+        flags_behind(context, data, api, token_file, ca)
         return
-    found = node_at("makers", data, api, token_file).get("makers")
+    found = node_at("makers", data, api, token_file, ca).get("makers")
     if as_json:
         output.as_json(found)
         return
@@ -208,6 +213,7 @@ def positions(
     api: NodeApi = None,
     token_file: TokenFile = None,
     as_json: Json = False,
+    ca: Ca = None,
 ) -> None:
     """List positions, or show one. Amounts are satoshis, quantities contracts, prices USD."""
     if as_json and as_csv:
@@ -216,7 +222,7 @@ def positions(
         raise LocalError(
             "bad_flags", "positions: an order id names one position, archived or not; leave --history away"
         )
-    node = node_at("positions", data, api, token_file)
+    node = node_at("positions", data, api, token_file, ca)
     if order_id is not None:
         found = [node.get(f"positions/{order_id_in(order_id)}")]
     else:

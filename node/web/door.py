@@ -8,6 +8,7 @@ whole API: each is let in behind the same door, and no connection is lost over i
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 Make = Callable[[], "Sequence[APIRouter]"]
 
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+"""The first of a file is the server's own."""
+
 log = structlog.get_logger("node")
 
 
@@ -57,7 +61,7 @@ class Door:
         self._supervisor = supervisor
         self._clock = clock
         self._warnings = warnings
-        self.token = kept_token(data, url_of(listener, tls=self.web.cert is not None))
+        self.token, self._told_in = kept_token(data, url_of(listener, tls=self.web.cert is not None))
         self._rest = rest
         self._answers = Book(files.answers_file(data), clock)
         self._access = access_to([listener], self.token, data=data, clock=clock, web=self.web)
@@ -86,7 +90,9 @@ class Door:
             self._app = create_app(routers, token=self.token, sockets=[self._listener], access=self._access)
 
     def open(self) -> None:
-        """Let in what was promised, if something was: a life of the server begins."""
+        """Let in what was promised, if something was: a life of the server begins, with the certificate of now."""
+        for folder in self._told_in:
+            keep_certificate(folder, self.web.cert)
         if not self._whole and self._rest is not None:
             self.let_in(self._rest())
 
@@ -109,9 +115,10 @@ class Door:
         return problem(503, "starting", "the node is starting")
 
 
-def kept_token(data: Path, url: str) -> str:
-    """The API's token; it and the URL are kept in the data directory, or, when that cannot be written and has no token,
-    in a new directory that its owner alone may read, whose name is logged."""
+def kept_token(data: Path, url: str) -> tuple[str, Sequence[Path]]:
+    """The API's token, and where it and the URL are kept: in the data directory, and, when that cannot be written
+    and has no token, in a new directory that its owner alone may read, whose name is logged."""
+    folders = [data]
     try:
         token = api_token(files.token_file(data))
     except OSError as error:
@@ -120,11 +127,26 @@ def kept_token(data: Path, url: str) -> str:
         log.warning("the API's token is not in the data directory", reason=str(error), folder=str(folder))
         if folder is not None:
             files.url_file(folder).write_text(url + "\n", encoding="ascii")
+            folders.append(folder)
     try:
         files.url_file(data).write_text(url + "\n", encoding="ascii")
     except OSError as error:
         log.warning("the API's address is not in the data directory", reason=str(error), url=url)
-    return token
+    return token, folders
+
+
+def keep_certificate(folder: Path, served: Path | None) -> None:
+    """Put the certificate that is served where programs of this machine look for the one that they trust.
+
+    It alone, without the rest of its file: others of its chain sign for many, and a key may stand there, too."""
+    kept = files.certificate_file(folder)
+    try:
+        if served is None:
+            kept.unlink(missing_ok=True)
+        elif (found := CERTIFICATE.search(served.read_text(encoding="utf-8", errors="replace"))) is not None:
+            files.write_private(kept, found[0] + "\n")
+    except OSError as error:
+        log.warning("the API's certificate is not beside its address", reason=str(error), folder=str(folder))
 
 
 def _elsewhere() -> Path | None:
