@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -87,6 +88,8 @@ def test_a_trade(browser: Browser, stage: Stage) -> None:
         stage.world("/fund", {"address": address, "amount_sat": COINS})
         stage.world("/mine", {"blocks": 1})
         expect(page.locator("[data-balance=Confirmed]")).to_contain_text("00,000,000 sat")
+        transactions = page.get_by_role("region", name="Transactions")
+        expect(transactions.get_by_role("row").nth(1)).to_contain_text("+100,000,000 sat")
         shot(page, "wallet")
 
         go(page, "trade")
@@ -129,6 +132,13 @@ def test_a_trade(browser: Browser, stage: Stage) -> None:
         go(page, "history")
         expect(page.get_by_text(re.compile("closed together")).first).to_be_visible()
         shot(page, "history")
+
+        go(page, "wallet")
+        ours = transactions.locator("tr", has=page.locator(f"a[href='#/positions/{order}']"))
+        expect(ours.filter(has_text="Lock")).to_contain_text("−")
+        expect(ours.filter(has_text="Close")).to_contain_text("+")
+        ours.get_by_role("link", name="Close").click()
+        expect(page).to_have_url(re.compile(f"#/positions/{order}$"))
 
 
 async def _rolled(stage: Stage, order: str) -> bool:
@@ -215,12 +225,57 @@ def test_coins_are_sent(browser: Browser, stage: Stage) -> None:
         sent = page.get_by_text(re.compile("^Sent: [0-9a-f]{64}"))
         expect(sent).to_be_visible()
         txid = sent.inner_text().split()[-1]
+        row = page.locator(f"[data-transaction='{txid}']")
+        expect(row).to_contain_text("−21,")
         stage.world("/mine", {"blocks": 1})
         assert stage.world(f"/tx/{txid}")["hex"]
+        expect(row.get_by_role("cell").nth(3)).to_have_text(re.compile("[1-9]"))  # the feed tells of the block
         page.get_by_label("Address", exact=True).fill("bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq")
         page.get_by_label("Amount in satoshis").fill("21000")
         page.get_by_role("button", name="Preview").click()
         expect(page.get_by_role("alert")).to_contain_text("address")
+
+
+def test_transactions_are_shown_in_pages(browser: Browser, stage: Stage) -> None:
+    """With what the node would say of a wallet that is new, away, or old."""
+    said: dict[str, Any] = {"status": 200, "json": {"transactions": [], "next": None}}
+    with signed_in(browser, stage.taker) as (_, page):
+        page.route(re.compile("/wallet/transactions"), lambda route: route.fulfill(**answer(route.request.url)))
+
+        def answer(url: str) -> dict[str, Any]:
+            if said["status"] != 200:
+                return said
+            rows = [transaction(number) for number in range(60)] if said["json"]["next"] else []
+            count = int(parse_qs(urlsplit(url).query)["limit"][0])
+            following = rows[count - 1]["txid"] if count < len(rows) else None
+            return {"json": {"transactions": rows[:count], "next": following}}
+
+        transactions = page.get_by_role("region", name="Transactions")
+        go(page, "wallet")
+        expect(transactions).to_contain_text("There are none yet")
+        said.update(status=503, json={"code": "disconnected", "detail": "wallet is not available: stopped"})
+        stage.fund(stage.taker)
+        expect(transactions.get_by_role("status")).to_have_text("wallet is not available: stopped")
+        said.update(status=200, json={"next": "more"})
+        stage.fund(stage.taker)
+        expect(transactions.locator("[data-transaction]")).to_have_count(25)
+        expect(transactions.get_by_role("status")).to_have_count(0)
+        for count in (50, 60):
+            transactions.get_by_role("button", name="Show older ones").click()
+            expect(transactions.locator("[data-transaction]")).to_have_count(count)
+        expect(transactions.get_by_role("button")).to_have_count(0)
+
+
+def transaction(number: int) -> dict[str, Any]:
+    return {
+        "txid": f"{number:064x}",
+        "amount": number - 30,
+        "fee": number or None,
+        "confirmations": number,
+        "height": number or None,
+        "time": 1_700_000_000.0 - number if number else None,
+        "of": None,
+    }
 
 
 def test_a_maker_at_work(browser: Browser, stage: Stage) -> None:

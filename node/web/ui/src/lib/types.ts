@@ -149,6 +149,17 @@ export interface Transaction {
   height: number | null;
 }
 
+/** One of the wallet's; `amount` is what it brought the wallet. */
+export interface WalletTransaction {
+  txid: string;
+  amount: number;
+  fee: number | null;
+  confirmations: number;
+  height: number | null;
+  time: number | null;
+  of: { order_id: string; kind: string } | null;
+}
+
 /** What an order would come to; amounts in satoshis, positive ones are paid to us. */
 export interface Preview {
   offer_id: string;
