@@ -95,10 +95,11 @@ def wallet_transactions(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """List what came into the wallet and went, the newest first. Amounts are satoshis, times UTC."""
-    found = _statement(node_at("wallet transactions", data, api, token_file), limit)
+    found = _statement(node_at("wallet transactions", data, api, token_file, ca), limit)
     if as_json:
         output.as_json(found)
         return
@@ -143,8 +144,8 @@ def offers(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
-    as_json: Json = False,
     ca: Ca = None,
+    as_json: Json = False,
 ) -> None:
     """Offers: a taker's from its makers, a maker's own. `set` and `withdraw` are a maker's."""
     if context.invoked_subcommand is not None:
@@ -180,8 +181,8 @@ def makers(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
-    as_json: Json = False,
     ca: Ca = None,
+    as_json: Json = False,
 ) -> None:
     """A taker's links to makers. `add` and `remove` change them, over restarts."""
     if context.invoked_subcommand is not None:
@@ -212,8 +213,8 @@ def positions(
     data: NodeData = None,
     api: NodeApi = None,
     token_file: TokenFile = None,
-    as_json: Json = False,
     ca: Ca = None,
+    as_json: Json = False,
 ) -> None:
     """List positions, or show one. Amounts are satoshis, quantities contracts, prices USD."""
     if as_json and as_csv:
