@@ -24,6 +24,7 @@ from node.regtest.world import RunningWorld
 from node.seams import MACHINE, Seams
 from node.taker import Taker
 from node.wallet.address import to_script
+from node.web.position_answers import PositionAnswer
 from node.web.sockets import bind_api, url_of
 from protocols.contract.terms import REGTEST_TIMELOCKS
 from tests.worlds import running_world, until
@@ -67,6 +68,7 @@ class Api:
             view = answer.json()
             if answer.status_code != 200:  # not heard of it yet, or a service is away
                 return None
+            PositionAnswer.model_validate(view)  # as the API describes it, in whatever state
             if view["state"] in states:
                 return view
             assert view["refusal"] is None, view["refusal"]

@@ -9,22 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-Sat = int
-Price = str
-"""USD, or a rate: a decimal string."""
-Hex = str
-At = float
-"""Seconds since 1970."""
-Side = Literal["long", "short"]
-
-
-class Aged(BaseModel):
-    """Of when an answer is; with a reason it is the last known one."""
-
-    as_of: At
-    age: float
-    stale: bool
-    reason: str | None
+from node.web.answer_types import Aged, At, Hex, Price, Sat, Side, Trouble
+from node.web.position_answers import PageOfPositions, PositionAnswer
 
 
 class Cause(BaseModel):
@@ -66,6 +52,11 @@ class HealthAnswer(BaseModel):
     services: list[ServiceAnswer]
 
 
+class ClockAnswer(BaseModel):
+    offset: float | None = Field(description="seconds that others' clocks are ahead of ours; null: nobody knows")
+    by: dict[str, float] = Field(description="the same by each that tells the time")
+
+
 class NodeAnswer(BaseModel):
     version: str
     network: str
@@ -77,7 +68,7 @@ class NodeAnswer(BaseModel):
     time: At
     calendar: int = Field(description="the oracle's time, whole seconds since 1970")
     hour: float = Field(description="seconds that an hour of the oracle's time takes")
-    clock: dict[str, Any]
+    clock: ClockAnswer
 
 
 class LogAnswer(BaseModel):
@@ -219,11 +210,6 @@ class Fees(BaseModel):
     coins: int
 
 
-class Trouble(BaseModel):
-    code: str
-    sentence: str
-
-
 class PreviewAnswer(BaseModel):
     offer_id: Hex
     maker: Hex
@@ -254,78 +240,6 @@ class PreviewAnswer(BaseModel):
 class PlacedAnswer(BaseModel):
     order_id: Hex
     position: str
-
-
-class TransactionAnswer(BaseModel):
-    kind: str
-    txid: Hex
-    height: int | None
-
-
-class NextAnswer(BaseModel):
-    sentence: str
-    at: At | None
-
-
-class ValueAnswer(BaseModel):
-    price: Price
-    as_of: At
-    pnl: Sat
-    account: Sat
-    payout: Sat
-    fees_back: Sat
-    paid: Sat
-
-
-class Paid(BaseModel):
-    kind: str
-    txid: Hex
-    maker_payout: Sat
-    taker_payout: Sat
-    payout: Sat
-    final: bool
-    height: int | None
-
-
-class PositionBase(BaseModel):
-    order_id: Hex
-    state: str
-    placed_at: At
-    changed_at: At
-    role: Literal["maker", "taker"]
-    counterparty: Hex
-    symbol: str
-    side: Side
-    quantity: int
-    price: Price
-    taker_leverage: int
-    margin: Sat | None = None
-    pool: Sat | None = None
-    account: Sat | None = None
-    liquidation_price: int | None = None
-    refusal: Trouble | None
-    contract: dict[str, Any] | None
-    rollover: dict[str, Any] | None
-    closing: dict[str, Any] | None
-    settlement: dict[str, Any] | None
-    paid: Paid | None
-    recovered: bool
-
-
-class PositionAnswer(PositionBase):
-    next: NextAnswer | None = Field(default=None, description="what happens next; not of an archived one")
-    transactions: list[TransactionAnswer] = []
-    value: ValueAnswer | None = Field(default=None, description="what closing at the last quote would bring")
-    oracle_contradicted: bool | None = None
-
-
-class ArchivedAnswer(PositionBase):
-    archived_at: At
-
-
-class PageOfPositions(BaseModel):
-    positions: list[ArchivedAnswer]
-    next: int | None = Field(description="`before` of the next page")
 
 
 class CloseAnswer(BaseModel):
@@ -374,6 +288,16 @@ class WrittenAnswer(BaseModel):
     size: int
 
 
+class ContradictionAnswer(BaseModel):
+    event: str
+    time: int = Field(description="of the event, on the oracle's calendar")
+    attestation_key: Hex
+    first: tuple[int, int] = Field(description="lowest and highest price that it may have said")
+    second: tuple[int, int]
+    sentence: str
+    proof: str = Field(description="path of the proof")
+
+
 class OracleAnswer(Aged):
     url: str
     scheme: str
@@ -381,7 +305,7 @@ class OracleAnswer(Aged):
     attestation_key: Hex
     contradicted: bool
     remedy: str | None
-    contradictions: list[dict[str, Any]]
+    contradictions: list[ContradictionAnswer]
 
 
 class QuotedAnswer(BaseModel):
