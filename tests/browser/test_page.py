@@ -305,8 +305,18 @@ def test_a_maker_at_work(browser: Browser, stage: Stage) -> None:
             page.get_by_role("dialog").get_by_role("button", name="Accept").click()
             expect(waiting).to_have_count(0)
             stage.reaches(stage.taker, order, "opening", "open")
+            go(page, "offers")
+            connected = page.get_by_role("region", name="Connected now").get_by_role("row").filter(has_text="the peer")
+            expect(connected).to_be_visible()
+            expect(page.locator("[data-otherwise]")).to_contain_text("Orders are accepted")
+            page.get_by_role("button", name="Back to the configured policy").click()
+            asked = page.get_by_role("dialog")
+            expect(asked).to_contain_text("Orders are accepted")
+            asked.get_by_role("button", name="Go back").click()
+            expect(page.locator("[data-otherwise]")).to_have_text("All as configured.")
+            expect(page.get_by_label("Orders are accepted")).to_have_value("auto")
         finally:
-            stage.ask(stage.maker, "PATCH", "/policy", {"accept_orders": "auto"})
+            stage.ask(stage.maker, "DELETE", "/policy")
 
 
 def test_makers_come_and_go(browser: Browser, stage: Stage) -> None:
@@ -318,9 +328,11 @@ def test_makers_come_and_go(browser: Browser, stage: Stage) -> None:
         page.get_by_label("Add a maker").fill("nobody")
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.get_by_role("alert")).to_contain_text("address")
-        page.get_by_label("Add a maker").fill(gone)
+        page.get_by_label("Add a maker").fill(f"{gone}\n{gone[: gone.rindex(':')]}:1")
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.get_by_text("away", exact=True)).to_be_visible()
+        places = page.get_by_role("list", name="Addresses of the maker 02020202").get_by_role("listitem")
+        expect(places).to_have_text([gone[gone.index("@") + 1 :], "127.0.0.1:1"])
         shot(page, "makers")
         page.get_by_role("button", name="Remove the maker 02020202").click()
         page.get_by_role("dialog").get_by_role("button", name="Remove").click()
