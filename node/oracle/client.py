@@ -212,11 +212,13 @@ class OracleClient:
         return write_proof(found)
 
     async def wait_attestation(self, announcement: Announcement) -> Attestation:
-        """The attestation, as soon as the oracle has it. Failures are reported and asking goes on."""
-        while (ahead := announcement.time - self._clock.calendar()) > 0:  # noqa: ASYNC110  time itself is awaited
-            # in short steps: the wall clock may be set, or the machine sleep
-            await trio.sleep(min(max(self._clock.wall_seconds(ahead), 0.01), 30.0))
+        """The attestation, as soon as the oracle has it. Failures are reported and asking goes on: after ten seconds,
+        after a sixtieth of how late it is, after five minutes at the longest."""
         async with self._turn("attestation " + announcement.id):  # the others wait for what the first one gets
+            while (ahead := announcement.time - self._clock.calendar()) > 0:  # noqa: ASYNC110  time itself is awaited
+                # in steps, the last ones short: the wall clock may be set, or the machine sleep
+                left = self._clock.wall_seconds(ahead)
+                await trio.sleep(min(max(left, 0.01), max(30.0, left // 20), 300.0))
             try:
                 while True:
                     try:
@@ -226,10 +228,12 @@ class OracleClient:
                         attestation = None
                     if attestation is not None:
                         return attestation
-                    if self._clock.calendar() - announcement.time > OVERDUE:
+                    late = self._clock.calendar() - announcement.time
+                    if late > OVERDUE:
                         self._overdue.setdefault(announcement.id, None)
                         self._tell(None)
-                    await trio.sleep(max(0.2, min(10.0, self._clock.hour / 20)))
+                    shortest = max(0.2, min(10.0, self._clock.hour / 20))
+                    await trio.sleep(min(max(shortest, self._clock.wall_seconds(late) / 60), 30 * shortest))
             finally:  # attested, or nobody waits for it any more: a position may end by other means
                 if announcement.id in self._overdue:
                     del self._overdue[announcement.id]
