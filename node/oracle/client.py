@@ -215,7 +215,7 @@ class OracleClient:
         """The attestation, as soon as the oracle has it. Failures are reported and asking goes on: after ten seconds,
         after a sixtieth of how late it is, after five minutes at the longest."""
         async with self._turn("attestation " + announcement.id):  # the others wait for what the first one gets
-            while (ahead := announcement.time - self._clock.calendar()) > 0:  # noqa: ASYNC110  time itself is awaited
+            while (ahead := announcement.time - self._clock.calendar()) > 0:
                 # in steps, the last ones short: the wall clock may be set, or the machine sleep
                 left = self._clock.wall_seconds(ahead)
                 await trio.sleep(min(max(left, 0.01), max(30.0, left // 20), 300.0))
