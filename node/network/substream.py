@@ -148,7 +148,7 @@ class Substream(trio.abc.HalfCloseableStream):
                 self.counts.sent += min(room, len(rest))
                 rest = rest[room:]
                 self._torn = torn_before or bool(rest)
-                if not 0 < len(rest) <= SMALL:  # what little is left goes along
+                if not rest or self._connection.congested:  # several frames at once, for fewer calls and wake-ups
                     self._connection.flush()
             await trio.lowlevel.cancel_shielded_checkpoint()
 

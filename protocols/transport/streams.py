@@ -136,13 +136,13 @@ class Streams:
         return self._settings_heard
 
     def consumed(self, stream_id: int, count: int) -> None:
-        """The reader took `count` bytes: let the peer send as many again, in steps of half a window."""
+        """The reader took `count` bytes: let the peer send as many again, in steps of half of what its window is now."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.received_end:
             return
         stream.unreturned += count
         stream.held -= count
-        if stream.unreturned >= self._limits.stream_window // 2:
+        if stream.unreturned >= (self._limits.stream_window + stream.lent) // 2:
             if not stream.held:
                 stream.unreturned += self._lend(stream)
             self._h2.increment_flow_control_window(stream.unreturned, stream_id)
