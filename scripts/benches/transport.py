@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parent.parent.parent
 OTHERS = {"libp2p": "py-libp2p", "grpc": "grpcio", "tls": "trio TLS", "tcp": "trio TCP", "alone": "without them"}
 """What ours is beside → its name in the figures. TCP and gRPC do not encrypt."""
 KINDS = ("ours", "libp2p", "grpc", "tls", "tcp")
+PATIENCE = 60
+"""Seconds that a measurement may take; the slowest takes fifteen."""
 
 
 @frozen
@@ -51,6 +54,10 @@ QUICK = Plan(1, 2, 5, 32, 20, 5, 5, 10, ("ours", "tcp"))
 """Shows that it works, measures nothing; needs no environment of its own."""
 
 
+class Silent(Exception):
+    """Neither an answer nor an end, for `PATIENCE` seconds: some hang at a thousand streams at once."""
+
+
 @frozen
 class _End:
     process: subprocess.Popen[str]
@@ -62,6 +69,9 @@ class _End:
         return self.heard()
 
     def heard(self) -> dict[str, float]:
+        """The next line of it. Raises Silent if none comes in time."""
+        if not select.select([self.tells], [], [], PATIENCE)[0]:  # an answer is one line: nothing of it waits in Python
+            raise Silent
         line = self.tells.readline()
         if not line:
             raise RuntimeError(f"{self.process.args!r} ended with status {self.process.wait()}")
@@ -95,15 +105,26 @@ def figures(plan: Plan | None = None) -> Iterator[Figure]:
     python = sys.executable if plan is QUICK else str(_environment())
     with ExitStack() as stack:
         pairs = {kind: stack.enter_context(_pair(python, kind)) for kind in plan.kinds}
-        measured: dict[tuple[str, int], list[dict[str, dict[str, float]]]] = {}
+        measured: dict[tuple[str, int], dict[str, list[dict[str, float]]]] = {}
         for name, unit, measurement, of_plan, value, factor in _MEASURED:
             what = measurement, getattr(plan, of_plan)
             if what not in measured:
-                measured[what] = [
-                    {kind: _asked(pair, *what) for kind, pair in pairs.items()} for _ in range(plan.rounds)
-                ]
+                rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in pairs}
+                for _ in range(plan.rounds):
+                    for kind in tuple(rounds):
+                        try:
+                            rounds[kind].append(_asked(pairs[kind], *what))
+                        except Silent:
+                            if kind == "ours":
+                                raise
+                            print(f"{OTHERS[kind]} hung: {measurement} with {what[1]}, left out", file=sys.stderr)
+                            del rounds[kind]
+                            pairs[kind] = stack.enter_context(_pair(python, kind))
+                measured[what] = rounds
             yield from _beside(
-                name, unit, {kind: [each[kind][value] * factor for each in measured[what]] for kind in pairs}
+                name,
+                unit,
+                {kind: [each[value] * factor for each in of_kind] for kind, of_kind in measured[what].items()},
             )
         trips = {kind: pair[1].ask("round_trips", 1 if plan is QUICK else 3) for kind, pair in pairs.items()}
         yield from _beside(

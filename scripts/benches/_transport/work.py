@@ -284,5 +284,5 @@ async def _late(source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream, begin:
                 async for data in source:
                     send.send_nowait((max(begin, anyio.current_time()) + _DELAY, data))
         await sink.send_eof()
-    except* (anyio.BrokenResourceError, anyio.ClosedResourceError):
+    except* (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):  # shut down already
         await sink.aclose()
