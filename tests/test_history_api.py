@@ -30,6 +30,16 @@ async def test_archived_positions_are_paged_and_found_by_their_order(tmp_path: P
                 await positions.execute(order_id, PLACE)
                 await positions.execute(order_id, fail_setup("no", "not today"))
             live = {each["order_id"]: each for each in await api.get("/positions")}
+            paged, pages = "/positions?limit=2", []
+            while paged:
+                answer = await api.http.get(paged)
+                pages.append([each["order_id"] for each in answer.json()])
+                paged = answer.links["next"]["url"].removeprefix("/api/v1") if "next" in answer.links else ""
+            assert [len(page) for page in pages] == [2, 2, 1]
+            assert [order_id for page in pages for order_id in page] == list(live)
+            unknown = await api.http.get(f"/positions?limit=2&after={bytes(16).hex()[:-1]}f")
+            assert unknown.status_code == 422
+            assert "after" in unknown.json()["detail"]
             later = positions._clock.now() + FAILED_FOR
             for order_id in ids[:-1]:
                 await positions.tidy(order_id, later)

@@ -55,6 +55,8 @@ async def _before_a_trade(world: RunningWorld, maker: Api, node: Maker, taker: A
     # coins
     (coin,) = (await taker.get("/wallet/coins"))["coins"]
     assert (coin["value"], coin["spendable"], coin["held_by"]) == (MONEY, True, None)
+    behind = await taker.get(f"/wallet/coins?limit=1&after={coin['outpoint']}")
+    assert (behind["coins"], behind["next"]) == ([], None)
     await _sends(taker)
     await _states(taker)
     world.world.mine()

@@ -129,6 +129,7 @@ class CoinAnswer(BaseModel):
 
 class CoinsAnswer(Aged):
     coins: list[CoinAnswer]
+    next: str | None
 
 
 class UseAnswer(BaseModel):

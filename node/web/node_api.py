@@ -31,6 +31,7 @@ from node.web.health_api import health_router
 from node.web.metrics_api import metrics_router
 from node.web.oracle_api import oracle_contradicted, oracle_router
 from node.web.outlook import next_view, transactions_view, value_view
+from node.web.paging import After, Limit, page_of
 from node.web.tables import history_table
 from node.web.views import archived_view, peer_view, position_view, quote_view
 from node.web.wallet_api import wallet_router
@@ -168,15 +169,17 @@ def _node_router(core: Core, projections: Projections, rollover: Rollover | None
         }
 
     @router.get("/positions")
-    async def list_positions() -> list[dict[str, Any]]:
-        """All of them, the newest last; as they were last known while the record of them is down."""
+    async def list_positions(response: Response, limit: Limit = None, after: After = None) -> list[dict[str, Any]]:
+        """All of them, the newest last; as they were last known while the record of them is down. With `limit`, so many
+        of them, and a `Link` header with the address of the page after, where there is one."""
         broadcasts = dict(core.broadcaster.status())
         known = await projections.positions.read()
         age = known.age(core.clock.now())
-        return [
-            {**shown(position, broadcasts), **age}
-            for position in sorted(known.value, key=lambda position: position.placed_at)
-        ]
+        found = sorted(known.value, key=lambda position: (position.placed_at, position.id))
+        chosen, following = page_of(found, lambda position: position.id.hex(), limit, after)
+        if following is not None:
+            response.headers["link"] = f'</api/v1/positions?limit={limit}&after={following}>; rel="next"'
+        return [{**shown(position, broadcasts), **age} for position in chosen]
 
     @router.get("/positions/history")
     async def position_history(

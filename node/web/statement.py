@@ -10,12 +10,12 @@ import trio
 from attrs import define, field
 
 from node.core import Core
-from node.errors import FieldError
 from node.position.book import Positions
 from node.position.state import EndingKind, Position
 from node.projections import Kept, Known, Projections
 from node.wallet.interface import Statement, Transaction
 from node.web.outlook import transactions_view
+from node.web.paging import page_of
 from protocols.errors import WorldError
 
 View = dict[str, Any]
@@ -46,13 +46,11 @@ class Ledger:
         known of the wallet."""
         known = await self.projections.statement.read()
         found = known.value.transactions
-        start = 0 if before is None else _behind(found, before)
-        chosen = found[start : start + limit]
+        chosen, following = page_of(found, lambda each: _shown(each.txid), limit, before, field="before")
         uses = await self._uses() if chosen else {}
-        more = start + limit < len(found)
         return {
             "transactions": [_transaction_view(each, known, uses) for each in chosen],
-            "next": _shown(chosen[-1].txid) if more else None,
+            "next": following,
             **known.age(self.core.clock.now()),
         }
 
@@ -107,14 +105,6 @@ def archived_uses(view: Mapping[str, Any]) -> Uses:
 
 def _use(order_id: str, kind: str) -> View:
     return {"order_id": order_id, "kind": kind}
-
-
-def _behind(found: tuple[Transaction, ...], before: str) -> int:
-    wanted = bytes.fromhex(before)[::-1]
-    for index, each in enumerate(found):
-        if each.txid == wanted:
-            return index + 1
-    raise FieldError("before", f"before: the wallet knows no transaction {before}, or not any more")
 
 
 def _transaction_view(transaction: Transaction, known: Known[Statement], uses: Uses) -> View:

@@ -14,6 +14,7 @@ from node.projections import Projections
 from node.sending import HIGHEST_RATE, Sender, Sending
 from node.wallet.address import to_address
 from node.wallet.interface import Wallet
+from node.web.paging import After, Limit, page_of
 from node.web.statement import Ledger
 from protocols.contract.funding import OutPoint
 from protocols.errors import LocalError
@@ -47,10 +48,13 @@ def wallet_router(core: Core, projections: Projections) -> APIRouter:
         return {"address": await core.wallet.call(Wallet.new_address)}
 
     @router.get("/wallet/coins")
-    async def coins() -> dict[str, Any]:
+    async def coins(limit: Limit = None, after: After = None) -> dict[str, Any]:
         """Every unspent output, unconfirmed ones too; `held_by` tells what has it: a `position`, a `setup` that is
-        under way, or a `payment` that the chain does not have yet."""
+        under way, or a `payment` that the chain does not have yet. With `limit`, so many of them; `next` is the `after`
+        of the page after, null on the last one."""
         known = await projections.money.read()
+        found = sorted(known.value.coins, key=lambda coin: coin.outpoint)
+        chosen, following = page_of(found, lambda coin: str(coin.outpoint), limit, after)
         reserved = frozenset[OutPoint]()
         if core.positions.health.up:
             with core.positions.lent() as positions:
@@ -69,8 +73,9 @@ def wallet_router(core: Core, projections: Projections) -> APIRouter:
                     "spendable": coin.spendable,
                     "held_by": holders.get(coin.outpoint),
                 }
-                for coin in known.value.coins
+                for coin in chosen
             ],
+            "next": following,
             **known.age(core.clock.now()),
         }
 
