@@ -40,7 +40,7 @@ const known = (more: Partial<Known> = {}): Known => ({
   role: "taker",
   services: [],
   prices: [],
-  open: true,
+  openWith: ["0123456789abcdef".repeat(4)],
   now: NOW,
   ...more,
 });
@@ -76,7 +76,10 @@ test("a maker that is away matters most to who has positions", () => {
   expect(texts({ services: [away] })).toEqual([
     "The maker 01234567… is away for 2 min: its positions cannot be closed together or rolled over; force close still works.",
   ]);
-  expect(texts({ services: [away], open: false })).toEqual(["The maker 01234567… is away for 2 min."]);
+  expect(texts({ services: [away], openWith: ["ff".repeat(32)] })).toEqual([
+    "The maker 01234567… is away for 2 min.",
+  ]);
+  expect(texts({ services: [{ ...away, last_success: NOW - 1 }] })).toEqual([]);
 });
 
 test("a node that is silent says nothing else", () => {

@@ -8,8 +8,8 @@ export interface Known {
   role: "maker" | "taker" | null;
   services: Service[];
   prices: Quote[];
-  /** Whether there are positions that could be closed. */
-  open: boolean;
+  /** The peers, by their ids, with whom there are positions that could be closed. */
+  openWith: string[];
   now: number;
 }
 
@@ -85,8 +85,11 @@ function ofService(service: Service, known: Known): Warning[] {
   if (["starting", "waiting"].includes(service.state) && known.now - service.since < 10) return []; // as at every start
   const why = ` (${service.reason || service.state})`;
   if (service.name.startsWith("maker-") && known.role === "taker") {
-    const text = `The maker ${service.name.slice(6, 14)}… is away for ${span(known.now - (service.last_success ?? service.since))}`;
-    const still = known.open
+    const maker = service.name.slice(6);
+    const away = known.now - (service.last_success ?? service.since);
+    if (away < 5) return []; // as when it starts anew
+    const text = `The maker ${maker.slice(0, 8)}… is away for ${span(away)}`;
+    const still = known.openWith.some((peer) => peer.startsWith(maker))
       ? ": its positions cannot be closed together or rolled over; force close still works"
       : "";
     return [{ level: "warning", text: `${text}${still}.` }];
