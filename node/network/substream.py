@@ -18,7 +18,7 @@ CANCEL = int(ErrorCodes.CANCEL)
 INTERNAL_ERROR = int(ErrorCodes.INTERNAL_ERROR)
 NO_ERROR = int(ErrorCodes.NO_ERROR)
 SMALL = 2048
-"""Bytes that are joined to what is before them, whose handling costs more than the copy."""
+"""Bytes that are joined to small ones before them: handling each costs more than the copy."""
 
 
 class _OneAtATime:
@@ -246,6 +246,8 @@ class Substream(trio.abc.HalfCloseableStream):
             self._chunks.append(data)
         elif isinstance(last, bytearray):  # or else small ones take more room than their bytes
             last += data
+        elif len(last) > SMALL:
+            self._chunks.append(data)
         else:
             self._chunks[-1] = bytearray(last) + data
         self._arrived.unpark_all()

@@ -1,6 +1,6 @@
 """The outermost layer: length-prefixed messages, 2 bytes big-endian and then that many bytes of ciphertext."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -28,14 +28,18 @@ class Cipher:
         self._count += 1
         return nonce
 
-    def record(self, plaintext: bytes | memoryview) -> bytearray:
-        """The plaintext as a whole record, length first."""
-        size = len(plaintext) + TAG_BYTES
-        record = bytearray(LENGTH_BYTES + size)
-        record[0], record[1] = size >> 8, size & 0xFF
-        with memoryview(record) as view:
-            self._aead.encrypt_into(self._nonce(), plaintext, None, view[LENGTH_BYTES:])
-        return record
+    def records(self, plaintexts: Sequence[bytes | memoryview]) -> bytearray:
+        """Each plaintext as a whole record, length first, one behind the other."""
+        sealed = bytearray(sum(map(len, plaintexts)) + len(plaintexts) * (LENGTH_BYTES + TAG_BYTES))
+        start = 0
+        with memoryview(sealed) as view:
+            for plaintext in plaintexts:
+                size = len(plaintext) + TAG_BYTES
+                body = start + LENGTH_BYTES
+                sealed[start], sealed[start + 1] = size >> 8, size & 0xFF
+                start = body + size
+                self._aead.encrypt_into(self._nonce(), plaintext, None, view[body:start])
+        return sealed
 
     def encrypt(self, plaintext: bytes | memoryview) -> bytes:
         """16 bytes longer than its plaintext."""
@@ -89,18 +93,19 @@ def framed(message: bytes) -> bytes:
     return len(message).to_bytes(LENGTH_BYTES, "big") + message
 
 
-def pieces(frames: bytes) -> Iterator[bytes | memoryview]:
+def pieces(frames: bytes) -> list[bytes | memoryview]:
     """The plaintext in parts that each fit one record, cut between frames: a frame in one record is decrypted, and
     handed on, in one piece."""
     if len(frames) <= MAX_PLAINTEXT:
-        yield frames
-        return
+        return [frames]
+    found: list[bytes | memoryview] = []
     view = memoryview(frames)
     start = end = 0
     while end < len(frames):
         frame_end = end + HEADER_BYTES + int.from_bytes(view[end : end + 3], "big")
         if frame_end - start > MAX_PLAINTEXT:
-            yield view[start:end]
+            found.append(view[start:end])
             start = end
         end = frame_end
-    yield view[start:]
+    found.append(view[start:])
+    return found

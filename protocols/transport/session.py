@@ -7,7 +7,7 @@ The two sides differ only in the handshake: the initiator knows the peer's key b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from protocols.errors import LocalError, RemoteProtocolError
 from protocols.transport.events import Established, Event, Farewell
@@ -43,7 +43,7 @@ class Session:
         self._cutter = Cutter()
         self._outgoing = bytearray()
         self._over = False
-        self._record: Callable[[bytes | memoryview], bytearray]
+        self._seal: Callable[[Sequence[bytes | memoryview]], bytearray]
         self._decrypt: Callable[[memoryview], bytes]
         if self._initiator:
             self._outgoing += framed(self._handshake.write())
@@ -116,7 +116,7 @@ class Session:
         if self._initiator:
             self._outgoing += framed(self._handshake.write(self._streams.take()))
         sending, receiving = self._handshake.ciphers()
-        self._record, self._decrypt = sending.record, receiving.decrypt
+        self._seal, self._decrypt = sending.records, receiving.decrypt
         return [Established(self._handshake.peer), *events]
 
     @property
@@ -128,12 +128,8 @@ class Session:
         """Take what is to go to the peer now, in whole records; the caller may change it."""
         data, self._outgoing = self._outgoing, bytearray()
         if self.established and (plaintext := self._streams.take()):
-            for piece in pieces(plaintext):
-                record = self._record(piece)
-                if data:
-                    data += record
-                else:
-                    data = record
+            records = self._seal(pieces(plaintext))
+            data = data + records if data else records
         return data
 
     def go_away(self, code: int, reason: bytes = b"") -> None:

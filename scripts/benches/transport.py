@@ -94,6 +94,9 @@ _MEASURED = (
     ("bulk on 1 stream", "MB/s", "bulk", "one", "rate", 1),
     ("CPU of bulk, both sides", "ms/MB", "bulk", "one", "cpu", 1e3),
     ("bulk on 10 streams", "MB/s", "bulk", "ten", "rate", 1),
+    ("bulk on 1 stream, 64 KiB a write", "MB/s", "bulk_in_pieces", "one", "rate", 1),
+    ("CPU of bulk, 64 KiB a write, both sides", "ms/MB", "bulk_in_pieces", "one", "cpu", 1e3),
+    ("bulk on 10 streams, 64 KiB a write", "MB/s", "bulk_in_pieces", "ten", "rate", 1),
     ("ping under bulk, p50", "ms", "ping_under_load", "pings", "p50", 1e3),
     ("ping under bulk, p99", "ms", "ping_under_load", "pings", "p99", 1e3),
 )
