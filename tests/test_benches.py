@@ -64,7 +64,7 @@ def test_the_transport_is_measured_beside_another() -> None:
     lines = ended.stdout.splitlines()
     assert all("ratio" in line for line in lines)
     measured = [line.split(": ")[1] for line in lines]
-    assert len(set(measured)) == len(measured) == 16
+    assert len(set(measured)) == len(measured) == 19
     trips = next(line for line in lines if "connect over a slow wire" in line)
     # late it may be on a busy machine, early never
     assert float(trips.split(": ")[2].split()[0]) >= 2

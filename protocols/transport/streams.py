@@ -136,7 +136,7 @@ class Streams:
         return self._settings_heard
 
     def consumed(self, stream_id: int, count: int) -> None:
-        """The reader took `count` bytes: let the peer send as many again, in steps of half of its window as it is now."""
+        """The reader took `count` bytes: let the peer send as many again, in steps of half of its window as it is."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.received_end:
             return
