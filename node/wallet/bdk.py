@@ -82,6 +82,8 @@ class BdkWallet(Wallet):
         self._coinbases: dict[bytes, bool] = {}
         """By transaction id, of coins: to ask BDK costs more than all else that is said of one."""
         self._syncing = trio.Lock()
+        self._listed: tuple[list[Coin], int] | None = None
+        """The coins and the height, until the wallet learns something."""
         self._turn = trio.Lock()
         """Held around each use of the wallet that must see or leave it whole, for milliseconds."""
 
@@ -197,6 +199,7 @@ class BdkWallet(Wallet):
         return client.sync(self._wallet.start_sync_with_revealed_spks().build(), BATCH, False)
 
     def _apply(self, update: bdk.Update) -> None:
+        self._listed = None
         try:
             self._wallet.apply_update(update)
         except bdk.CannotConnectError as error:
@@ -232,6 +235,7 @@ class BdkWallet(Wallet):
             self._persist()
             # BDK looks for our scripts in a transaction when it first sees it, and never again but when it loads
             self._wallet, self._persister = _open(self._seed, self._network, self._path)
+            self._listed = None
         return revealed
 
     def _is_mine(self, script: bytes) -> bool:
@@ -246,6 +250,12 @@ class BdkWallet(Wallet):
         return TxOut(output.value.to_sat(), bytes(output.script_pubkey.to_bytes()))
 
     def _unspent(self) -> tuple[list[Coin], int]:
+        if self._listed is None:  # BDK goes through all of its transactions for a list
+            self._listed = self._list()
+        coins, height = self._listed
+        return coins.copy(), height
+
+    def _list(self) -> tuple[list[Coin], int]:
         height = self._wallet.latest_checkpoint().height
         coins = []
         for output in self._wallet.list_unspent():
