@@ -154,6 +154,8 @@ def test_force_close_while_the_maker_is_gone(browser: Browser, stage: Stage) -> 
         go(page, f"positions/{order}")
         banner = page.locator("[data-banner]")
         expect(banner).to_contain_text("force close still works")
+        expect(page.get_by_text("The maker is away; force close still works.")).to_be_visible()
+        expect(page.get_by_role("button", name="Close…", exact=True)).to_be_disabled()
         shot(page, "maker-away")
         page.get_by_role("button", name="Force close…").click()
         asked = page.get_by_role("dialog", name="Force close this position?")

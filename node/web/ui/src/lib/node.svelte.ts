@@ -48,6 +48,12 @@ class Node {
     return Object.values(feed.topic<MakerLink>("makers"));
   }
 
+  /** Whether that maker does not answer now; false where it is not known. */
+  away(peer: string): boolean {
+    const link = this.makers.find(({ identity }) => identity === peer);
+    return link !== undefined && !["healthy", "degraded"].includes(link.state);
+  }
+
   get wallet(): Wallet | undefined {
     return feed.one<Wallet>("wallet", "balance");
   }
