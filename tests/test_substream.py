@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -148,6 +149,38 @@ async def test_a_slow_reader_delays_no_other_substream(pair: Joined) -> None:
         got = 0
         while got < WINDOW // 2:
             got += len(await stream.receive_some())
+
+
+async def test_senders_that_wait_for_the_connection_do_not_keep_each_other_waiting() -> None:
+    """They are woken one by one: each of these wakes the next, whether it could send or not."""
+    async with joined({ECHO: echo}) as both, trio.open_nursery() as nursery:
+        (full, _), (hog, _), (idle, _), *others = [await both.streams() for _ in range(6)]
+        await clog(full)
+        await trio.testing.wait_all_tasks_blocked()
+        carrier, opened, sent = both.at_taker._carrier, trio.Event(), list[Substream]()
+        assert isinstance(carrier, trio.StapledStream)
+        carrier.send_stream.send_all_hook = opened.wait
+
+        async def send(stream: Substream) -> None:
+            await stream.send_all(b"x")
+            sent.append(stream)
+
+        async def ask() -> None:
+            await idle.wait_send_all_might_not_block()
+            await trio.sleep_forever()
+
+        await hog.send_all(bytes(WINDOW))
+        assert both.at_taker.congested
+        waiting: list[Callable[[], Awaitable[None]]] = [partial(full.send_all, b"x"), ask]
+        waiting += [partial(send, stream) for stream, _ in others]
+        for doing in waiting:
+            nursery.start_soon(doing)
+            await trio.testing.wait_all_tasks_blocked()
+        assert sent == []
+        opened.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sent == [stream for stream, _ in others]
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_end_of_the_connection_is_the_end_of_its_substreams(pair: Joined) -> None:

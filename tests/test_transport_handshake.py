@@ -170,8 +170,11 @@ def test_the_settings_ride_in_the_handshake() -> None:
     for side in (pair.a, pair.b):
         stream = side.streams.open_stream("/cfd/ping/1")
         assert side.streams.streams_allowed == 100
-        # Not the 16 384 of HTTP/2's defaults: the first frame may be as large as all others.
-        assert side.streams.room(stream) == 65_510
+        # Not the 65,535 of HTTP/2's defaults …
+        assert side.streams.room(stream) == 256 * 1024
+        # … and not its frames of 16,384: the first may be as large as all others.
+        side.streams.send_data(stream, bytes(65_510))
+        assert int.from_bytes(side.streams.take()[-65_510 - 9 : -65_510 - 6], "big") == 65_510
 
 
 def test_a_handshake_without_settings_is_refused() -> None:

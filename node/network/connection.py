@@ -38,10 +38,11 @@ from protocols.transport.session import Session
 
 CONGESTED = 128 * 1024
 """Bytes waiting for the carrier from which on senders wait too."""
-_READ_BYTES = 4 * (LENGTH_BYTES + MAX_CIPHERTEXT)
+_READ_BYTES = 16 * (LENGTH_BYTES + MAX_CIPHERTEXT)
 """Whole records, so that bulk is not cut in the middle of one each time."""
 UNKNOWN_CODE = max(ErrorCodes) + 1
 """Under which all HTTP/2 error codes are counted that do not exist."""
+_NOTHING = memoryview(b"")
 _PING = b"liveness"
 _PING_EVERY = 1.0
 """Seconds: see `Budgets.pings`."""
@@ -93,7 +94,7 @@ class Connection:
         self._make_substream = substream
         self._spoken = spoken
         self._substreams: dict[int, Substream] = {}
-        self._outgoing = bytearray()
+        self._outgoing = _NOTHING
         self._in_flight = 0
         self._to_write = trio.lowlevel.ParkingLot()
         self._uncongested = trio.lowlevel.ParkingLot()
@@ -295,12 +296,12 @@ class Connection:
             while True:
                 self._fill()
                 if self._outgoing:
-                    chunk, self._outgoing = self._outgoing, bytearray()
+                    chunk, self._outgoing = self._outgoing, _NOTHING
                     self._in_flight = len(chunk)
                     await self._carrier.send_all(chunk)
                     self._in_flight = 0
                     self.counts.sent += len(chunk)
-                    self.wake_senders()
+                    self.wake_sender()
                 elif self.session.over:
                     if isinstance(self._carrier, trio.abc.HalfCloseableStream):
                         await self._carrier.send_eof()
@@ -338,20 +339,15 @@ class Connection:
                 sent = os.write(self._carrier.socket.fileno(), self._outgoing)
             except OSError:
                 sent = 0  # not ready, or broken: the writer finds out
-            if sent == len(self._outgoing):
-                self._outgoing = bytearray()
-            else:
-                del self._outgoing[:sent]
+            self._outgoing = self._outgoing[sent:] or _NOTHING
             self.counts.sent += sent
-            self.wake_senders()
-        if self._outgoing or self.session.over:
+            self.wake_sender()
+        if self._outgoing or self.session.unsent or self.session.over:
             self._to_write.unpark_all()
 
     def _fill(self) -> None:
-        if not self._outgoing:
-            self._outgoing = self.session.data_to_send()
-        elif len(self._outgoing) < CONGESTED:
-            self._outgoing += self.session.data_to_send()
+        if not self._outgoing and (data := self.session.data_to_send()):
+            self._outgoing = memoryview(data)
 
     @property
     def congested(self) -> bool:
@@ -367,7 +363,13 @@ class Connection:
         ours = self.dialled == (stream_id % 2 == 1)  # RFC 9113 section 5.1.1
         return self.counts.of(path, (path,) if ours else self._spoken)
 
+    def wake_sender(self) -> None:
+        """One of those that wait, if it need not any more: it wakes the next, by its flush or because it cannot."""
+        if not self.congested:
+            self._uncongested.unpark()
+
     def wake_senders(self) -> None:
+        """All of them: for one there is news of another kind."""
         self._uncongested.unpark_all()
 
     # -- in

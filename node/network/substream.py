@@ -9,6 +9,7 @@ import trio
 from h2.errors import ErrorCodes
 
 from node.network.errors import Closed
+from protocols.transport.guard import MAX_DATA
 
 if TYPE_CHECKING:
     from node.network.address import PeerId
@@ -19,6 +20,10 @@ INTERNAL_ERROR = int(ErrorCodes.INTERNAL_ERROR)
 NO_ERROR = int(ErrorCodes.NO_ERROR)
 SMALL = 2048
 """Bytes that are joined to small ones before them: handling each costs more than the copy."""
+
+
+AT_ONCE = 8 * MAX_DATA
+"""Bytes that one stream hands to the session before it looks again whether others should have their turn."""
 
 
 class _OneAtATime:
@@ -143,9 +148,9 @@ class Substream(trio.abc.HalfCloseableStream):
             torn_before = self._torn
             rest = memoryview(data).cast("B")
             while rest:
-                room = await self._wait_for_room()
+                room = min(await self._wait_for_room(), len(rest), AT_ONCE)
                 self._streams.send_data(self._id, rest[:room])
-                self.counts.sent += min(room, len(rest))
+                self.counts.sent += room
                 rest = rest[room:]
                 self._torn = torn_before or bool(rest)
                 if not rest or self._connection.congested:  # several frames at once, for fewer calls and wake-ups
@@ -159,6 +164,7 @@ class Substream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if self._broken is None:
                 await self._wait_for_room(broken=False)
+                self._connection.wake_sender()
 
     async def send_eof(self) -> None:
         """End our half; what the peer sends still arrives."""
@@ -191,6 +197,7 @@ class Substream(trio.abc.HalfCloseableStream):
                 if room := self._streams.room(self._id):
                     return room
                 self._connection.flush()
+                self._connection.wake_sender()
                 await self._room.park()
             else:
                 await self._connection.wait_uncongested()

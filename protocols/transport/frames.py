@@ -115,7 +115,7 @@ class Frames:
 
     # -- what the peer sends
 
-    def receive_data(self, data: bytes) -> list[h2.events.Event]:
+    def receive_data(self, data: bytes | bytearray) -> list[h2.events.Event]:
         """Frames that the guard has let through, cut anywhere."""
         if self._preface:
             skipped = min(self._preface, len(data))
@@ -137,13 +137,22 @@ class Frames:
             if take is not None:
                 if self._closed and kind != guard.GO_AWAY:
                     raise _broken("a frame follows a GOAWAY")
-                take(stream_id & _LAST_ID, flags, bytes(source[body:stop]), events)
+                stream_id &= _LAST_ID
+                if kind == guard.DATA and stop < end and self._flows(stream_id):
+                    stop, flags, payload = _run(source, position)
+                else:
+                    payload = bytes(source[body:stop])
+                take(stream_id, flags, payload, events)
             position = stop
         if source is self._partial:
             del self._partial[:position]
         elif position < end:
             self._partial += memoryview(source)[position:]
         return events
+
+    def _flows(self, stream_id: int) -> bool:
+        stream = self._streams.get(stream_id)
+        return stream is not None and stream.answered and not stream.received_end
 
     def _take_data(self, stream_id: int, flags: int, data: bytes, events: list[h2.events.Event]) -> None:
         stream = self._streams.get(stream_id)
@@ -457,6 +466,24 @@ class Frames:
         highest = self._highest_outbound if self._is_ours(stream_id) else self._highest_inbound
         if not 0 < stream_id <= highest:
             raise _broken(f"a frame on stream {stream_id}, which was never opened")
+
+
+def _run(source: bytes | bytearray, position: int) -> tuple[int, int, bytes]:
+    """DATA frames of one stream, as many as follow each other from `position` on, as if they were one: where they end,
+    the flags of the last, and what they carry. The first is whole."""
+    end = len(source)
+    view = memoryview(source)
+    high, low, _, flags, stream_id = _HEADER.unpack_from(source, position)
+    stop = position + HEADER_BYTES + (high << 8 | low)
+    bodies = [view[position + HEADER_BYTES : stop]]
+    while not flags and end - stop >= HEADER_BYTES:
+        high, low, kind, next_flags, next_id = _HEADER.unpack_from(source, stop)
+        next_stop = stop + HEADER_BYTES + (high << 8 | low)
+        if kind != guard.DATA or next_id != stream_id or next_stop > end:
+            break
+        bodies.append(view[stop + HEADER_BYTES : next_stop])
+        stop, flags = next_stop, next_flags
+    return stop, flags, b"".join(bodies)
 
 
 def _broken(what: str) -> RemoteProtocolError:

@@ -5,6 +5,8 @@ any number of pings. The guard refuses at the frame header what none of our peer
 seldom. It looks at nine bytes a frame and never at a payload.
 """
 
+from struct import Struct
+
 from attrs import define, frozen
 
 from protocols.errors import RemoteProtocolError
@@ -13,6 +15,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What the initiator's bytes begin with (RFC 9113 section 3.4)."""
 HEADER_BYTES = 9
 """Of a frame (RFC 9113 section 4.1): length 3, type 1, flags 1, stream 4."""
+
+_HEADER = Struct(">HBBB4x")  # length 24 bits, type, flags
 
 # Frame types and flags, RFC 9113 section 6.
 DATA, HEADERS, PRIORITY, RESET, SETTINGS, PUSH_PROMISE, PING, GO_AWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -99,30 +103,35 @@ class Guard:
             PRIORITY: self._idle,
         }
 
-    def check(self, data: bytes, now: float) -> None:
+    def check(self, data: bytes | bytearray, now: float) -> None:
         """Walk the next bytes, cut anywhere. `now` is in seconds of any clock that does not run backwards."""
         position, end = 0, len(data)
         if self._preface:
             position = min(len(self._preface), end)
-            if not self._preface.startswith(data[:position]):
+            if not self._preface.startswith(bytes(data[:position])):
                 raise RemoteProtocolError("bad_preface", "the connection does not begin with the HTTP/2 preface")
             self._preface = self._preface[position:]
-        while position < end:
-            if self._body:
-                step = min(self._body, end - position)
-                self._body -= step
-                position += step
-                continue
-            header = self._partial + data[position : position + HEADER_BYTES - len(self._partial)]
-            position += len(header) - len(self._partial)
-            if len(header) < HEADER_BYTES:
-                self._partial = header
+        if self._partial:
+            taken = data[position : position + HEADER_BYTES - len(self._partial)]
+            position += len(taken)
+            self._partial += bytes(taken)
+            if len(self._partial) < HEADER_BYTES:
                 return
+            position += self._frame(self._partial, 0, now)
             self._partial = b""
-            self._body = int.from_bytes(header[:3], "big")
-            self._frame(self._body, header[3], header[4], now)
+        else:
+            position += self._body
+        while end - position >= HEADER_BYTES:
+            position += HEADER_BYTES + self._frame(data, position, now)
+        self._body = max(0, position - end)
+        self._partial = bytes(data[position:])
 
-    def _frame(self, length: int, kind: int, flags: int, now: float) -> None:
+    def _frame(self, data: bytes | bytearray, position: int, now: float) -> int:
+        """Refuse the frame whose header begins there, or say how long its payload is."""
+        high, low, kind, flags = _HEADER.unpack_from(data, position)
+        length: int = high << 8 | low
+        if kind == DATA and not flags and 0 < length <= MAX_DATA:  # nearly all of them
+            return length
         if kind in _REFUSED:
             raise RemoteProtocolError("bad_frame", f"{_REFUSED[kind]} frames are not taken")
         shortest, longest = _LENGTHS.get(kind, (0, MAX_UNKNOWN))
@@ -142,3 +151,4 @@ class Guard:
             bucket.take(now)
         elif kind not in _LENGTHS:
             self._idle.take(now)
+        return length

@@ -46,46 +46,80 @@ class Cipher:
         return self._aead.encrypt(self._nonce(), plaintext, None)
 
     def decrypt(self, ciphertext: bytes | memoryview) -> bytes:
+        """RemoteProtocolError if it was not encrypted so, here too."""
         try:
             return self._aead.decrypt(self._nonce(), ciphertext, None)
         except InvalidTag as error:
             raise RemoteProtocolError("bad_record", "a record fails its authentication") from error
+
+    def plaintext(self, records: Sequence[memoryview]) -> bytes | bytearray:
+        """What the ciphertexts of records carry, in one piece."""
+        if len(records) == 1:
+            return self.decrypt(records[0])
+        opened = bytearray(sum(map(len, records)) - len(records) * TAG_BYTES)
+        start = 0
+        with memoryview(opened) as view:
+            for record in records:
+                end = start + len(record) - TAG_BYTES
+                try:
+                    self._aead.decrypt_into(self._nonce(), record, None, view[start:end])
+                except InvalidTag as error:
+                    raise RemoteProtocolError("bad_record", "a record fails its authentication") from error
+                start = end
+        return opened
 
 
 class Cutter:
     """Cuts a byte stream into messages, whatever pieces it arrives in; holds at most the message under way."""
 
     def __init__(self) -> None:
-        self._source: bytes | bytearray = b""
+        self._begun = bytearray()
+        """Of a message that came in several pieces."""
+        self._source: bytes | bytearray | memoryview = b""
         self._position = 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Every message that `next` gave must have been let go of."""
-        if not self._source:
-            self._source = bytes(data)  # no copy if it is bytes, as from a socket
-            return
-        if isinstance(self._source, bytes):
-            self._source = bytearray(memoryview(self._source)[self._position :])
-        else:
-            del self._source[: self._position]
-        self._position = 0
-        self._source += data
+        """`next` has returned None before, for what was fed until now; `data` must not change until it does again."""
+        self._source, self._position = data, 0
 
     def next(self, smallest: int, largest: int) -> memoryview | None:
         """The next whole message, or None. A length outside the bounds is refused as soon as it is seen."""
+        if self._begun:
+            return self._rest_of_begun(smallest, largest)
         source, start = self._source, self._position + LENGTH_BYTES
-        if len(source) < start:
+        if len(source) >= start:
+            end = start + _checked(source[start - 2] << 8 | source[start - 1], smallest, largest)
+            if len(source) >= end:
+                self._position = end
+                return memoryview(source)[start:end]
+        self._begun = bytearray(memoryview(source)[self._position :])
+        self._source, self._position = b"", 0
+        return None
+
+    def _rest_of_begun(self, smallest: int, largest: int) -> memoryview | None:
+        if not self._take(LENGTH_BYTES):
             return None
-        length = source[start - 2] << 8 | source[start - 1]
-        if not smallest <= length <= largest:
-            raise RemoteProtocolError("bad_length", f"record length {length}, allowed here are {smallest} to {largest}")
-        end = start + length
-        if len(source) < end:
+        length = _checked(int.from_bytes(self._begun[:LENGTH_BYTES], "big"), smallest, largest)
+        if not self._take(LENGTH_BYTES + length):
             return None
-        self._position = end
-        if end == len(source):
+        whole, self._begun = self._begun, bytearray()
+        return memoryview(whole)[LENGTH_BYTES:]
+
+    def _take(self, count: int) -> bool:
+        """Whether that much of the message that was begun is there now."""
+        missing = max(0, count - len(self._begun))
+        more = memoryview(self._source)[self._position : self._position + missing]
+        self._begun += more
+        self._position += len(more)
+        if len(more) < missing:
             self._source, self._position = b"", 0
-        return memoryview(source)[start:end]
+        return len(more) == missing
+
+
+def _checked(length: int, smallest: int, largest: int) -> int:
+    if not smallest <= length <= largest:
+        raise RemoteProtocolError("bad_length", f"record length {length}, allowed here are {smallest} to {largest}")
+    return length
 
 
 def framed(message: bytes) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from protocols.errors import LocalError, RemoteProtocolError
-from protocols.transport.events import Established, Event, Farewell
+from protocols.transport.events import Established, Event
 from protocols.transport.handshake import Handshake, public_key
 from protocols.transport.http2 import SessionLimits
 from protocols.transport.records import MAX_CIPHERTEXT, TAG_BYTES, Cutter, framed, pieces
@@ -42,9 +42,10 @@ class Session:
         self._streams = Streams(limits or SessionLimits(), initiator=self._initiator, own=public_key(secret), peer=peer)
         self._cutter = Cutter()
         self._outgoing = bytearray()
+        self._established = False
         self._over = False
         self._seal: Callable[[Sequence[bytes | memoryview]], bytearray]
-        self._decrypt: Callable[[memoryview], bytes]
+        self._open: Callable[[Sequence[memoryview]], bytes | bytearray]
         if self._initiator:
             self._outgoing += framed(self._handshake.write())
 
@@ -55,7 +56,7 @@ class Session:
 
     @property
     def established(self) -> bool:
-        return self._handshake.finished
+        return self._established
 
     @property
     def handshake_messages(self) -> int:
@@ -87,20 +88,18 @@ class Session:
     def _receive(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         self._cutter.feed(data)
         events: list[Event] = []
-        while not self._handshake.finished:
+        while not self._established:
             message = self._cutter.next(*self._handshake.size_allowed())
             if message is None:
                 return events
             events += self._greet(bytes(message), now)
             del message
-        while not self._over:
-            record = self._cutter.next(_SHORTEST_RECORD, MAX_CIPHERTEXT)
-            if record is None:
-                break
-            happened = self._streams.receive(self._decrypt(record), now)
-            del record  # the cutter goes on with its memory
-            events += happened
-            self._over = any(type(event) is Farewell for event in happened)
+        records: list[memoryview] = []
+        while (record := self._cutter.next(_SHORTEST_RECORD, MAX_CIPHERTEXT)) is not None:
+            records.append(record)
+        if records:
+            events += self._streams.receive(self._open(records), now)
+            self._over = self._streams.farewell_heard
         return events
 
     def _greet(self, message: bytes, now: float) -> list[Event]:
@@ -109,15 +108,20 @@ class Session:
             self._outgoing += framed(self._handshake.write(self._streams.take()))
             return []
         if not self._initiator:
+            self._establish()
             self._streams.peer = self._handshake.peer
         events = self._streams.receive(payload, now)
         if not self._streams.settings_heard:
             raise RemoteProtocolError("bad_handshake", "the handshake carries no HTTP/2 settings")
         if self._initiator:
             self._outgoing += framed(self._handshake.write(self._streams.take()))
-        sending, receiving = self._handshake.ciphers()
-        self._seal, self._decrypt = sending.records, receiving.decrypt
+            self._establish()
         return [Established(self._handshake.peer), *events]
+
+    def _establish(self) -> None:
+        sending, receiving = self._handshake.ciphers()
+        self._seal, self._open = sending.records, receiving.plaintext
+        self._established = True
 
     @property
     def unsent(self) -> int:

@@ -82,6 +82,7 @@ class Streams:
         self._settings_heard = False
         self._draining = False
         self._closed = False
+        self._farewell_heard = False
         self._react: dict[type[h2.events.Event], Callable[[Any, list[Event]], None]] = {
             h2.events.RequestReceived: self._requested,
             h2.events.ResponseReceived: self._responded,
@@ -101,7 +102,7 @@ class Streams:
 
     # -- what the peer sends
 
-    def receive(self, data: bytes, now: float) -> list[Event]:
+    def receive(self, data: bytes | bytearray, now: float) -> list[Event]:
         """Take plaintext, cut anywhere. `now`: see :meth:`Guard.check`."""
         self._collect()
         before = len(self._outgoing)
@@ -134,6 +135,11 @@ class Streams:
     def settings_heard(self) -> bool:
         """Whether the peer's settings have arrived."""
         return self._settings_heard
+
+    @property
+    def farewell_heard(self) -> bool:
+        """Whether the peer has said its last."""
+        return self._farewell_heard
 
     def consumed(self, stream_id: int, count: int) -> None:
         """The reader took `count` bytes: let the peer send as many again, in steps of half of its window as it is."""
@@ -237,7 +243,7 @@ class Streams:
             events.append(DrainHeard())
 
     def _terminated(self, event: h2.events.ConnectionTerminated, events: list[Event]) -> None:
-        self._closed = True
+        self._closed = self._farewell_heard = True
         events.append(Farewell(int(event.error_code or 0), event.additional_data or b""))
 
     # -- what we send
@@ -287,11 +293,10 @@ class Streams:
         return stream_id in self._streams and not self._closed
 
     def room(self, stream_id: int) -> int:
-        """How many bytes `send_data` takes now: what windows and frame size allow."""
+        """How many bytes `send_data` takes now: what windows allow."""
         if not self.alive(stream_id):
             return 0
-        window = self._h2.local_flow_control_window(stream_id)
-        return max(0, min(window, self._h2.max_outbound_frame_size, MAX_DATA))
+        return max(0, self._h2.local_flow_control_window(stream_id))
 
     def send_data(self, stream_id: int, data: bytes | memoryview) -> None:
         """Send at most `room` bytes, behind the status 200 if this is our first answer."""
@@ -299,7 +304,9 @@ class Streams:
         if stream is None:
             return
         self._answer(stream)
-        self._h2.send_data(stream_id, data)
+        longest = min(self._h2.max_outbound_frame_size, MAX_DATA)
+        for start in range(0, len(data) or 1, longest):
+            self._h2.send_data(stream_id, data[start : start + longest])
 
     def end_stream(self, stream_id: int) -> None:
         """Close our half."""
