@@ -80,7 +80,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("data", FINE, ids=lambda data: data[:5].hex())
 def test_frames_that_pass(data: bytes) -> None:
-    guard().check(data, 0)
+    assert guard().check(data, 0) == len(data)
 
 
 @pytest.mark.parametrize("data", REFUSED, ids=lambda data: data[:5].hex())
@@ -124,23 +124,35 @@ def test_the_preface_must_be_there() -> None:
 )
 def test_budgets_grow_back_at_their_rate(data: bytes, burst: int, rate: float) -> None:
     walker = guard()
-    walker.check(data * burst, 100.0)
+    assert walker.check(data * burst, 100.0) == burst * len(data)
     with pytest.raises(RemoteProtocolError, match="too many"):
         walker.check(data, 100.0)
 
     walker = guard()
-    walker.check(data * burst, 100.0)
-    walker.check(data * 5, 100.0 + 5.01 / rate)
+    assert walker.check(data * burst, 100.0) == burst * len(data)
+    assert walker.check(data * 5, 100.0 + 5.01 / rate) == 5 * len(data)
     with pytest.raises(RemoteProtocolError, match="too many"):
         walker.check(data, 100.0 + 5.01 / rate)
 
     walker = guard()
-    walker.check(data * burst, 100.0)
-    walker.check(data * burst, 100.0 + 10_000)  # it never grows beyond the burst
+    assert walker.check(data * burst, 100.0) == burst * len(data)
+    assert walker.check(data * burst, 100.0 + 10_000) == burst * len(data)  # it never grows beyond the burst
     with pytest.raises(RemoteProtocolError, match="too many"):
         walker.check(data, 100.0 + 10_000)
 
 
 def test_data_and_window_updates_are_not_counted() -> None:
-    walker = guard()
-    walker.check((frame(DATA, 1) + frame(WINDOW_UPDATE, 4)) * 5000, 0)
+    data = (frame(DATA, 1) + frame(WINDOW_UPDATE, 4)) * 5000
+    assert guard().check(data, 0) == len(data)
+
+
+def test_what_comes_before_a_reset_too_many_may_be_taken_first() -> None:
+    walker, reset = guard(), frame(RESET, 4)
+    fine = frame(DATA, 3)[5:] + reset * 200
+    walker.check(frame(DATA, 3)[:5], 0)
+    assert walker.check(fine + 3 * reset, 0) == len(fine)
+    for _ in range(2):  # these were orderly closes, as it turned out
+        walker.resets.give_back()
+    assert walker.check(fine + 3 * reset, 0, len(fine)) == len(fine + 2 * reset)
+    with pytest.raises(RemoteProtocolError, match="too many RST_STREAM"):
+        walker.check(fine + 3 * reset, 0, len(fine + 2 * reset))

@@ -372,6 +372,22 @@ def test_an_orderly_close_before_the_peers_costs_the_peer_nothing() -> None:
         assert received(pair.take("a"), stream) == b"answer"
 
 
+def test_many_orderly_closes_at_once_are_no_flood() -> None:
+    """A thousand streams that were answered, closed in one go: the peer finds them all in one record."""
+    pair = established(SessionLimits(streams=1_000))
+    streams = [pair.a.streams.open_stream(PATH) for _ in range(1_000)]
+    for stream in streams:
+        pair.a.streams.send_data(stream, b"question")
+    pair.settle()
+    for stream in streams:
+        pair.b.streams.send_data(stream, b"answer")
+        pair.b.streams.close_stream(stream)
+    pair.settle()
+    events = pair.take("a")
+    assert {stream: received(events, stream) for stream in streams} == dict.fromkeys(streams, b"answer")
+    assert not pair.a.over
+
+
 def test_rapid_resets_end_the_connection() -> None:
     pair = established()
     for _ in range(201):

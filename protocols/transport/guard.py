@@ -74,13 +74,13 @@ class _Bucket:
             grown = self.level + (now - self.since) * self.allowance.rate
             self.level = min(self.allowance.burst, grown)
         self.since = now
-        self.level -= 1
-        if self.level < 0:
+        if self.level < 1:
             raise RemoteProtocolError(
                 "frame_flood",
                 f"too many {self.name} frames: {self.allowance.burst:g} at once and "
                 f"{self.allowance.rate:.3g} a second are allowed",
             )
+        self.level -= 1
 
     def give_back(self) -> None:
         self.level = min(self.allowance.burst, self.level + 1)
@@ -103,28 +103,41 @@ class Guard:
             PRIORITY: self._idle,
         }
 
-    def check(self, data: bytes | bytearray, now: float) -> None:
-        """Walk the next bytes, cut anywhere. `now` is in seconds of any clock that does not run backwards."""
-        position, end = 0, len(data)
+    def check(self, data: bytes | bytearray, now: float, start: int = 0) -> int:
+        """Walk the next bytes, cut anywhere, from `start` on. `now` is in seconds of any clock that does not run
+        backwards.
+
+        Returns how far they may be taken: to their end, or to a reset that is one too many unless some before it turn
+        out to be orderly closes. Then call again, from there.
+        """
+        position, end = start, len(data)
         if self._preface:
-            position = min(len(self._preface), end)
-            if not self._preface.startswith(bytes(data[:position])):
+            position = min(start + len(self._preface), end)
+            if not self._preface.startswith(bytes(data[start:position])):
                 raise RemoteProtocolError("bad_preface", "the connection does not begin with the HTTP/2 preface")
-            self._preface = self._preface[position:]
+            self._preface = self._preface[position - start :]
         if self._partial:
             taken = data[position : position + HEADER_BYTES - len(self._partial)]
             position += len(taken)
             self._partial += bytes(taken)
             if len(self._partial) < HEADER_BYTES:
-                return
+                return end
             position += self._frame(self._partial, 0, now)
             self._partial = b""
         else:
             position += self._body
+        self._body = 0
         while end - position >= HEADER_BYTES:
-            position += HEADER_BYTES + self._frame(data, position, now)
+            try:
+                length = self._frame(data, position, now)
+            except RemoteProtocolError:
+                if position == start or data[position + 3] != RESET:
+                    raise
+                return position
+            position += HEADER_BYTES + length
         self._body = max(0, position - end)
         self._partial = bytes(data[position:])
+        return end
 
     def _frame(self, data: bytes | bytearray, position: int, now: float) -> int:
         """Refuse the frame whose header begins there, or say how long its payload is."""

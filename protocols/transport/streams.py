@@ -106,19 +106,12 @@ class Streams:
         """Take plaintext, cut anywhere. `now`: see :meth:`Guard.check`."""
         self._collect()
         before = len(self._outgoing)
-        self._guard.check(data, now)
         events: list[Event] = []
-        try:
-            for happened in self._h2.receive_data(data):
-                react = self._react.get(type(happened))
-                if react is None:
-                    raise RemoteProtocolError("bad_frame", f"{type(happened).__name__} is no part of the protocol")
-                react(happened, events)
-        except RemoteProtocolError:
-            raise
-        except Exception as error:
-            # Whatever a parser of hostile bytes raises, the bytes are to blame.
-            raise RemoteProtocolError("bad_frame", f"{type(error).__name__}: {error}") from error
+        start = 0
+        while start < len(data):
+            end = self._guard.check(data, now, start)
+            self._take(data if end - start == len(data) else data[start:end], events)
+            start = end
         for stream_id in self._refused_streams:
             # A stream may be over already: only now, behind the whole batch, does h2 know.
             if not self._closed and self._h2.lives(stream_id):
@@ -130,6 +123,19 @@ class Streams:
         if self._answers > self._limits.unsent_answers:
             raise RemoteProtocolError("answers_unread", "the peer asks for answers and does not read them")
         return events
+
+    def _take(self, data: bytes | bytearray, events: list[Event]) -> None:
+        try:
+            for happened in self._h2.receive_data(data):
+                react = self._react.get(type(happened))
+                if react is None:
+                    raise RemoteProtocolError("bad_frame", f"{type(happened).__name__} is no part of the protocol")
+                react(happened, events)
+        except RemoteProtocolError:
+            raise
+        except Exception as error:
+            # Whatever a parser of hostile bytes raises, the bytes are to blame.
+            raise RemoteProtocolError("bad_frame", f"{type(error).__name__}: {error}") from error
 
     @property
     def settings_heard(self) -> bool:
