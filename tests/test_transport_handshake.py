@@ -1,7 +1,9 @@
 """The handshake against a second implementation, from the Noise specification (revision 34), and its refusals."""
 
+import gc
 import hashlib
 import hmac
+import weakref
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -184,6 +186,20 @@ def test_a_handshake_without_settings_is_refused() -> None:
     dialler.read(listener.data_to_send()[2:])
     with pytest.raises(RemoteProtocolError, match="no HTTP/2 settings"):
         listener.receive(framed(dialler.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")), 0)
+    farewell = dialler.ciphers()[1].decrypt(bytes(listener.data_to_send())[2:])
+    assert farewell.endswith(b"bad_handshake")
+
+
+def test_secrets_of_the_handshake_do_not_outlive_it() -> None:
+    """Not even until the collector of reference cycles comes by."""
+    pair = fresh()
+    states = [weakref.ref(side._handshake._noise.noise_protocol) for side in (pair.a, pair.b)]
+    gc.disable()
+    try:
+        pair.settle()
+        assert [state() for state in states] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_secrets_are_not_shown() -> None:

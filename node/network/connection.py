@@ -1,7 +1,7 @@
 """One connection to one peer: the carrier, the session on it, and the substreams in it.
 
-Three tasks: the reader feeds the session, the writer empties it, liveness watches the clock. Everything else is
-synchronous between two checkpoints, so no lock is needed and a cancelled caller never leaves half a record behind.
+Two tasks: the reader feeds the session and watches the clock, the writer empties it. Everything else is synchronous
+between two checkpoints, so no lock is needed and a cancelled caller never leaves half a record behind.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Connection:
         self._lost_because(reason)
         self.flush()
 
-    # -- the three tasks
+    # -- the two tasks
 
     async def run(self, first: Sequence[Event]) -> None:
         """Serve the connection until it is over; `first` are the events that came with the handshake."""
@@ -257,7 +257,6 @@ class Connection:
             with self._life:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
-                    nursery.start_soon(self._watch)
                     self._dispatch(first)
                     self.flush()
                     await self._read()
@@ -271,6 +270,24 @@ class Connection:
             self._gone.set()
 
     async def _read(self) -> None:
+        """A ping when nothing was heard for a while, and the end if nothing is heard after that."""
+        asked = None
+        while True:
+            heard = self._heard
+            wait = self._liveness.dead_after if asked == heard else self._liveness.ping_after
+            with trio.CancelScope(deadline=heard + wait):  # not a task of its own, which takes 2 kB
+                await self._read_on()
+                return
+            if self._heard > heard:
+                continue
+            if asked == heard:
+                self._lost_because(f"silent for {self._liveness.dead_after:g} s")
+                return
+            asked = heard
+            self._ask()
+
+    async def _read_on(self) -> None:
+        """To the end of the carrier; cancelled, it loses nothing."""
         try:
             while True:
                 data = await self._carrier.receive_some(_READ_BYTES)
@@ -310,22 +327,6 @@ class Connection:
                     await self._to_write.park()
         except trio.BrokenResourceError:
             pass  # the reader finds out, and says so
-
-    async def _watch(self) -> None:
-        """A ping when nothing was heard for a while, and the end if nothing is heard after that."""
-        asked = None
-        while True:
-            heard = self._heard
-            wait = self._liveness.dead_after if asked == heard else self._liveness.ping_after
-            await trio.sleep_until(heard + wait)
-            if self._heard > heard:
-                continue
-            if asked == heard:
-                self._lost_because(f"silent for {self._liveness.dead_after:g} s")
-                self._life.cancel()
-                return
-            asked = heard
-            self._ask()
 
     # -- out: synchronous, so that no cancellation can tear a record
 

@@ -31,7 +31,7 @@ from protocols.transport.guard import HEADER_BYTES, MAX_HEADER_BLOCK, PREFACE
 _ACK = 0x01
 _LAST_ID = 2**31 - 1
 _LARGEST_WINDOW = 2**31 - 1
-_INITIAL_CONNECTION_WINDOW = 65_535  # RFC 9113 section 6.9.2
+_INITIAL_WINDOW = 65_535  # RFC 9113 section 6.9.2
 _SMALLEST_FRAME = 16_384  # RFC 9113 section 4.2
 _PAST = 1024
 """Streams that are over and remembered: enough for whatever is still under way on them."""
@@ -44,6 +44,10 @@ _REPEATED = re.compile(rb"[\x80-\xfe]+")
 means the same until one changes."""
 
 Headers = list[tuple[bytes, bytes]]
+_OK = ((b":status", b"200"),)
+_ENCODED_OK = b"\x88"  # RFC 7541 appendix A: it is in the static table
+_ASKED = (SettingCodes.INITIAL_WINDOW_SIZE, SettingCodes.MAX_CONCURRENT_STREAMS)
+"""Of our settings: what frames are judged by here. The guard and the decoder know the rest."""
 
 
 @define
@@ -73,10 +77,10 @@ class Frames:
     def __init__(self, settings: Settings, *, initiator: bool) -> None:
         """`settings`: ours, in force from the first byte."""
         self._initiator = initiator
-        self._settings = dict(settings)
+        self._settings: dict[SettingCodes | int, int] = {code: settings[code] for code in _ASKED}
         self._changes: list[dict[SettingCodes | int, int]] = []  # of ours that the peer has not acknowledged
-        self.remote_settings = PeerSettings(Settings(client=not initiator))
-        self.max_outbound_frame_size = self.remote_settings[SettingCodes.MAX_FRAME_SIZE]
+        self.remote_settings = PeerSettings({SettingCodes.INITIAL_WINDOW_SIZE: _INITIAL_WINDOW})
+        self.max_outbound_frame_size = _SMALLEST_FRAME
         self.ignored = 0
         self._preface = 0 if initiator else len(PREFACE)
         self._partial = bytearray()
@@ -90,24 +94,13 @@ class Frames:
         self._begun = False
         self._closed = False
         self._first_acknowledged = False
-        self.outbound_flow_control_window = _INITIAL_CONNECTION_WINDOW
-        self._receiving = WindowManager(_INITIAL_CONNECTION_WINDOW)
-        self._encoder = Encoder()
+        self.outbound_flow_control_window = _INITIAL_WINDOW
+        self._receiving = WindowManager(_INITIAL_WINDOW)
+        self._encoder: Encoder | None = None  # 1 kB, and those who only answer need none
         self._encoded: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
         self._decoder = Decoder()
         self._decoder.max_header_list_size = MAX_HEADER_BLOCK
         self._decoded: dict[tuple[bytes, bool | None], Headers] = {}
-        # tried in the order of how often they come
-        self._take: dict[int, Callable[[int, int, bytes, list[h2.events.Event]], None]] = {
-            guard.DATA: self._take_data,
-            guard.HEADERS: self._take_headers,
-            guard.WINDOW_UPDATE: self._take_window_update,
-            guard.RESET: self._take_reset,
-            guard.PING: self._take_ping,
-            guard.SETTINGS: self._take_settings,
-            guard.GO_AWAY: self._take_go_away,
-            guard.PRIORITY: self._take_priority,
-        }
         if initiator:
             self._outgoing.append(PREFACE)
             self.unsent = len(PREFACE)
@@ -133,7 +126,7 @@ class Frames:
             stop = body + (high << 8 | low)
             if stop > end:
                 break
-            take = self._take.get(kind)
+            take = _TAKEN.get(kind)
             if take is not None:
                 if self._closed and kind != guard.GO_AWAY:
                     raise _broken("a frame follows a GOAWAY")
@@ -142,7 +135,7 @@ class Frames:
                     stop, flags, payload = _run(source, position)
                 else:
                     payload = bytes(source[body:stop])
-                take(stream_id, flags, payload, events)
+                take(self, stream_id, flags, payload, events)
             position = stop
         if source is self._partial:
             del self._partial[:position]
@@ -302,10 +295,12 @@ class Frames:
                 for stream in self._streams.values():
                     stream.sending = _grown(stream.sending, change)
             elif setting == SettingCodes.HEADER_TABLE_SIZE:
+                self._encoder = self._encoder or Encoder()  # whose next block says so
                 self._encoder.header_table_size = value
                 self._encoded.clear()
             elif setting == SettingCodes.MAX_FRAME_SIZE:
                 self.max_outbound_frame_size = value
+                continue
             elif setting != SettingCodes.MAX_CONCURRENT_STREAMS:
                 continue  # says nothing to us
             self.remote_settings[setting] = value
@@ -319,7 +314,7 @@ class Frames:
         elif self._changes:
             changes = self._changes.pop(0)
             event.changed_settings = {
-                code: ChangedSetting(code, self._settings[code], value) for code, value in changes.items()
+                code: ChangedSetting(code, self._settings.get(code), value) for code, value in changes.items()
             }
             self._settings.update(changes)
         events.append(event)
@@ -351,18 +346,26 @@ class Frames:
             self._begun = True
             self._highest_outbound = stream_id
             stream = self._streams[stream_id] = self._new_stream(ours=True)
-        key = tuple(headers)
-        block = self._encoded.get(key)
-        if block is None:
-            block = self._encoder.encode(key)
-            if not _REPEATED.fullmatch(block) or len(self._encoded) >= _CACHED:
-                self._encoded.clear()
-            else:
-                self._encoded[key] = block
+        block = self._encode(tuple(headers))
         flags = guard.END_HEADERS | (guard.END_STREAM if end_stream else 0)
         self._send(guard.HEADERS, flags, stream_id, block)
         if end_stream:
             self._end(stream_id, stream)
+
+    def _encode(self, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+        if self._encoder is None:
+            if headers == _OK:
+                return _ENCODED_OK
+            self._encoder = Encoder()
+        block = self._encoded.get(headers)
+        if block is not None:
+            return block
+        block = self._encoder.encode(headers)
+        if not _REPEATED.fullmatch(block) or len(self._encoded) >= _CACHED:
+            self._encoded.clear()
+        else:
+            self._encoded[headers] = block
+        return block
 
     def send_data(self, stream_id: int, data: bytes | memoryview) -> None:
         length = len(data)
@@ -466,6 +469,19 @@ class Frames:
         highest = self._highest_outbound if self._is_ours(stream_id) else self._highest_inbound
         if not 0 < stream_id <= highest:
             raise _broken(f"a frame on stream {stream_id}, which was never opened")
+
+
+_TAKEN: dict[int, Callable[[Frames, int, int, bytes, list[h2.events.Event]], None]] = {
+    guard.DATA: Frames._take_data,
+    guard.HEADERS: Frames._take_headers,
+    guard.WINDOW_UPDATE: Frames._take_window_update,
+    guard.RESET: Frames._take_reset,
+    guard.PING: Frames._take_ping,
+    guard.SETTINGS: Frames._take_settings,
+    guard.GO_AWAY: Frames._take_go_away,
+    guard.PRIORITY: Frames._take_priority,
+}
+"""By type of frame."""
 
 
 def _run(source: bytes | bytearray, position: int) -> tuple[int, int, bytes]:

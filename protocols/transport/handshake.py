@@ -124,6 +124,7 @@ class Handshake:
             self._peer = self._state.rs.public_bytes
             protocol = self._noise.noise_protocol
             self._ciphers = Cipher(protocol.cipher_state_encrypt.k), Cipher(protocol.cipher_state_decrypt.k)
+            self._noise._next_fn = None  # a method of itself: they would go only when the collector finds them
             del self._state, self._noise
 
     def ciphers(self) -> tuple[Cipher, Cipher]:

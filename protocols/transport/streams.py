@@ -83,22 +83,6 @@ class Streams:
         self._draining = False
         self._closed = False
         self._farewell_heard = False
-        self._react: dict[type[h2.events.Event], Callable[[Any, list[Event]], None]] = {
-            h2.events.RequestReceived: self._requested,
-            h2.events.ResponseReceived: self._responded,
-            h2.events.DataReceived: self._data,
-            h2.events.StreamEnded: self._ended,
-            h2.events.StreamReset: self._reset,
-            h2.events.WindowUpdated: lambda event, events: events.append(WindowOpened(event.stream_id)),
-            h2.events.RemoteSettingsChanged: self._settings,
-            h2.events.SettingsAcknowledged: self._acknowledged,
-            h2.events.PingAckReceived: lambda event, events: events.append(PongArrived(event.ping_data)),
-            h2.events.ConnectionTerminated: self._terminated,
-            h2.events.PingReceived: _nothing,
-            h2.events.PriorityUpdated: _nothing,
-            h2.events.AlternativeServiceAvailable: _nothing,
-            h2.events.UnknownFrameReceived: _nothing,
-        }
 
     # -- what the peer sends
 
@@ -127,10 +111,10 @@ class Streams:
     def _take(self, data: bytes | bytearray, events: list[Event]) -> None:
         try:
             for happened in self._h2.receive_data(data):
-                react = self._react.get(type(happened))
+                react = _REACTIONS.get(type(happened))
                 if react is None:
                     raise RemoteProtocolError("bad_frame", f"{type(happened).__name__} is no part of the protocol")
-                react(happened, events)
+                react(self, happened, events)
         except RemoteProtocolError:
             raise
         except Exception as error:
@@ -247,6 +231,15 @@ class Streams:
     def _acknowledged(self, event: h2.events.SettingsAcknowledged, events: list[Event]) -> None:
         if SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:
             events.append(DrainHeard())
+
+    def _window(self, event: h2.events.WindowUpdated, events: list[Event]) -> None:
+        events.append(WindowOpened(event.stream_id))
+
+    def _pong(self, event: h2.events.PingAckReceived, events: list[Event]) -> None:
+        events.append(PongArrived(event.ping_data))
+
+    def _nothing(self, event: h2.events.Event, events: list[Event]) -> None:
+        pass
 
     def _terminated(self, event: h2.events.ConnectionTerminated, events: list[Event]) -> None:
         self._closed = self._farewell_heard = True
@@ -428,5 +421,20 @@ def _seconds(text: bytes | None) -> float | None:
     return float(text)
 
 
-def _nothing(event: object, events: list[Event]) -> None:
-    pass
+_REACTIONS: dict[type[h2.events.Event], Callable[[Streams, Any, list[Event]], None]] = {
+    h2.events.RequestReceived: Streams._requested,
+    h2.events.ResponseReceived: Streams._responded,
+    h2.events.DataReceived: Streams._data,
+    h2.events.StreamEnded: Streams._ended,
+    h2.events.StreamReset: Streams._reset,
+    h2.events.WindowUpdated: Streams._window,
+    h2.events.RemoteSettingsChanged: Streams._settings,
+    h2.events.SettingsAcknowledged: Streams._acknowledged,
+    h2.events.PingAckReceived: Streams._pong,
+    h2.events.ConnectionTerminated: Streams._terminated,
+    h2.events.PingReceived: Streams._nothing,
+    h2.events.PriorityUpdated: Streams._nothing,
+    h2.events.AlternativeServiceAvailable: Streams._nothing,
+    h2.events.UnknownFrameReceived: Streams._nothing,
+}
+"""Not in each connection: bound, they take 2 kB."""
