@@ -24,9 +24,16 @@ from attrs import frozen
 from scripts.benches import Figure
 
 ROOT = Path(__file__).parent.parent.parent
-OTHERS = {"libp2p": "py-libp2p", "grpc": "grpcio", "tls": "trio TLS", "tcp": "trio TCP", "alone": "without them"}
-"""What ours is beside → its name in the figures. TCP and gRPC do not encrypt."""
-KINDS = ("ours", "libp2p", "grpc", "tls", "tcp")
+OTHERS = {
+    "libp2p": "py-libp2p",
+    "grpc": "grpcio",
+    "grpc-tls": "grpcio by TLS",
+    "tls": "trio TLS",
+    "tcp": "trio TCP",
+    "alone": "without them",
+}
+"""What ours is beside → its name in the figures. TCP and grpcio do not encrypt."""
+KINDS = ("ours", "libp2p", "grpc", "grpc-tls", "tls", "tcp")
 PATIENCE = 60
 """Seconds that a measurement may take; the slowest takes fifteen."""
 
@@ -212,7 +219,13 @@ def _end(python: str, kind: str, *arguments: str) -> Iterator[_End]:
     process = subprocess.Popen(
         [python, "-m", "scripts.benches._transport", kind, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            # compiled once: what compiling leaves in the allocator would hide what connections take
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode"),
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -13,7 +13,14 @@ import anyio.to_thread
 
 from scripts.benches._transport import Address, Kind, work
 
-KINDS = {"ours": "ours.Ours", "tcp": "plain.Tcp", "tls": "plain.Tls", "libp2p": "p2p.Libp2p", "grpc": "rpc.Grpc"}
+KINDS = {
+    "ours": "ours.Ours",
+    "tcp": "plain.Tcp",
+    "tls": "plain.Tls",
+    "libp2p": "p2p.Libp2p",
+    "grpc": "rpc.Grpc",
+    "grpc-tls": "rpc.GrpcTls",
+}
 
 
 async def server(kind: Kind) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,12 +11,8 @@ from tempfile import TemporaryDirectory
 
 import trio
 from attrs import frozen
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from scripts.benches._transport import HOST, Address, Handler, Link, Talk
+from scripts.benches._transport import HOST, Address, Handler, Link, Talk, certificate
 
 _READ_BYTES = 128 * 1024
 
@@ -97,18 +91,11 @@ class Tls(Tcp):
         self._certificate = ""
 
     def _key(self) -> str:
-        secret = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
-        now = datetime.datetime.now(datetime.UTC)
-        builder = x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
-        builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
-        alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))])
-        certificate = builder.add_extension(alternative, critical=False).sign(secret, hashes.SHA256())
-        pem = certificate.public_bytes(Encoding.PEM)
+        secret, pem = certificate.made()
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with TemporaryDirectory() as directory:
             both = Path(directory, "both.pem")
-            both.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + pem)
+            both.write_bytes(secret + pem)
             self._server.load_cert_chain(both)
         return pem.decode()
 
