@@ -38,8 +38,9 @@ from protocols.transport.session import Session
 
 CONGESTED = 128 * 1024
 """Bytes waiting for the carrier from which on senders wait too."""
-_READ_BYTES = 16 * (LENGTH_BYTES + MAX_CIPHERTEXT)
-"""Whole records, so that bulk is not cut in the middle of one each time."""
+_READ_BYTES = 4 * (LENGTH_BYTES + MAX_CIPHERTEXT)
+"""Whole records, so that bulk is not cut in the middle of one each time; not more, since what one read brings is walked
+in one go, and a hostile peer may fill it with the smallest frames there are."""
 UNKNOWN_CODE = max(ErrorCodes) + 1
 """Under which all HTTP/2 error codes are counted that do not exist."""
 _NOTHING = memoryview(b"")
