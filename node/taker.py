@@ -296,11 +296,8 @@ class Taker:
         link, offer = self._find(maker, offer_id)
         self.check(offer, quantity, leverage)
         order = Order(self.core.setup.entropy(ID_LENGTH), offer, quantity, leverage)
-        with self._trades.lent() as nursery:  # first: an order on record that nobody carries out helps nobody
-            await self.core.positions.call(
-                Positions.execute, order.order_id, place_order(order, Role.TAKER, link.address.peer.key)
-            )
-            nursery.start_soon(self._take, link, order)
+        with self._trades.lent() as nursery:
+            await nursery.start(self._take, link, order)
         return order.order_id
 
     def check(self, offer: Offer, quantity: int, leverage: int) -> Terms:
@@ -373,10 +370,14 @@ class Taker:
             return proposed
         raise AssertionError("a recalled loan raises")
 
-    async def _take(self, link: MakerLink, order: Order) -> None:
+    async def _take(self, link: MakerLink, order: Order, *, task_status: trio.TaskStatus[None]) -> None:
+        """Put the order on record, then carry it out: one task does both, lest an order be left that nobody ends."""
         setup = Setup(link.address.peer.key, order.order_id)
         host = self.core.setup.host(Role.TAKER, setup.peer)
         dialogue = contract_setup.taker(order, self.core.setup.attempt(order.order_id))
+        placed = place_order(order, Role.TAKER, setup.peer)
+        await self.core.positions.call(Positions.execute, order.order_id, placed)
+        task_status.started()
         try:
             await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
         except Exception:  # a bug that one setup met is on record, and must not take the others down
