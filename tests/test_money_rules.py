@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from attrs import evolve, field, frozen
 from bitcoin.core.serialize import Hash160
 
-from node.errors import Conflict
+from node.errors import Conflict, Disconnected
 from node.eventstore.memory import MemoryBackend
 from node.oracle.client import OracleClient
 from node.position.abandon import LockKeeper, lock_fee, spend_back
+from node.position.book import Positions
 from node.position.commands import RefusedCommand, attest, force_close, override_recovery, recover
 from node.position.events import CommitPublishing, PriceAttested, RecoveryOverridden
 from node.position.state import Position
@@ -285,3 +287,30 @@ def _proof(event: str) -> bytes:
     found = contradiction(announcement, announcement_key, first, second)
     assert found is not None
     return write_proof(found)
+
+
+def test_an_order_put_on_record_while_the_setups_are_ended_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write is not cancelled half-way, and whoever was to carry the order out is gone when it is done."""
+    before, struck = Positions._before, []
+
+    async def tell(story: Story) -> None:
+        offer, taker = await nodes(story), story.taker.taker
+
+        async def strikes(self: Positions, position: Position, *others: Any) -> None:
+            await before(self, position, *others)
+            if not position.version and not struck and taker.core.positions.health.up:
+                struck.append(position.id)
+                taker._trades.restart()
+                await trio.sleep(1)  # shielded: the write goes on
+
+        monkeypatch.setattr(Positions, "_before", strikes)
+        await trio.sleep(1)
+        with pytest.raises(Disconnected):
+            await taker.place(None, offer.id, 1_000, 2)
+        await trio.sleep(1)
+        with taker.core.positions.lent() as positions:
+            (position,) = positions.all()
+        assert position.id == struck[0]
+        assert position.refusal == ("interrupted", "the setup was interrupted")
+
+    told(tell)
