@@ -291,7 +291,8 @@ def _proof(event: str) -> bytes:
 
 def test_an_order_put_on_record_while_the_setups_are_ended_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The write is not cancelled half-way, and whoever was to carry the order out is gone when it is done."""
-    before, struck = Positions._before, []
+    before = Positions._before
+    struck: list[bytes] = []
 
     async def tell(story: Story) -> None:
         offer, taker = await nodes(story), story.taker.taker
