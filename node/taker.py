@@ -373,11 +373,11 @@ class Taker:
     async def _take(self, link: MakerLink, order: Order, *, task_status: trio.TaskStatus[None]) -> None:
         """Put the order on record, then carry it out: one task does both, lest an order be left that nobody ends."""
         setup = Setup(link.address.peer.key, order.order_id)
-        host = self.core.setup.host(Role.TAKER, setup.peer)
-        dialogue = contract_setup.taker(order, self.core.setup.attempt(order.order_id))
         placed = place_order(order, Role.TAKER, setup.peer)
         await self.core.positions.call(Positions.execute, order.order_id, placed)
         task_status.started()
+        host = self.core.setup.host(Role.TAKER, setup.peer)
+        dialogue = contract_setup.taker(order, self.core.setup.attempt(order.order_id))
         try:
             await self.core.setup.carry_out(setup, speak(link.connection, contract_setup.PROTOCOL, dialogue, host))
         except Exception:  # a bug that one setup met is on record, and must not take the others down
