@@ -19,7 +19,7 @@ import node.taker
 import protocols.contract.dlc
 from tests.simulation.checks import Found, gather, judge, summary
 from tests.simulation.faults import Fault, Faults, Step
-from tests.simulation.scenarios import Scenario, Story
+from tests.simulation.scenarios import LIQUIDATING, Scenario, Story
 from tests.simulation.world import EPOCH, HOUR, World, copied_chain, quiet_logs
 
 LIMIT = 90 * HOUR
@@ -98,6 +98,10 @@ def run(scenario: Scenario, seed: int = 0, faults: Faults | None = None) -> Outc
         prepared = await scenario.prepare(story)
         faults.open = True
         await scenario.play(story, prepared)
+        if scenario.soon:
+            faults.end()
+            await trio.sleep(2 * HOUR)
+            story.world.set_price(LIQUIDATING)
 
     return play(scenario.name, seed, tell, faults)
 

@@ -22,6 +22,8 @@ from tests.simulation.world import EPOCH, HOUR, Player, World
 PATIENCE = 300.0
 """Seconds in which something that nobody disturbs comes about."""
 ASKED = "closed by the user alone"
+LIQUIDATING = 30_000
+"""USD for a bitcoin, at which whoever is long has lost everything."""
 
 
 @define
@@ -171,6 +173,8 @@ class Scenario:
     """Whether positions roll over by themselves."""
     paths: tuple[str, ...] = ()
     """The protocols that it is about: the matrix strikes at their messages."""
+    soon: bool = False
+    """Whether what is open two hours later is liquidated: other scenarios are about what only the last hour brings."""
 
 
 async def _nothing(_: Story) -> None:
@@ -220,7 +224,7 @@ async def _end(story: Story, order_id: bytes | None) -> None:
 
 
 async def _liquidate(story: Story, order_id: bytes | None) -> None:
-    story.world.set_price(30_000)
+    story.world.set_price(LIQUIDATING)
     await story.hour(story.world.clock.calendar() / 3600 - EPOCH / 3600 + 1.2)
     story.world.set_price(54_000)
     await _end(story, order_id)
@@ -273,6 +277,7 @@ async def _reorganise_lock(story: Story, order_id: bytes | None) -> None:
         await trio.sleep(HOUR)
     await story.force_close(story.taker, order_id)
     await story.hour(4)
+    story.world.set_price(LIQUIDATING)
     await _end(story, order_id)
 
 
@@ -281,6 +286,7 @@ async def _reorganise_commit(story: Story, order_id: bytes | None) -> None:
     await story.force_close(story.maker, order_id)
     await story.until(lambda: (found := story.position(story.maker, order_id)) is not None and found.commit is not None)
     story.world.reorganise(3)
+    story.world.set_price(LIQUIDATING)
     await _end(story, order_id)
 
 
@@ -291,6 +297,7 @@ async def _reorganise_ending(story: Story, order_id: bytes | None) -> None:
         found = story.position(story.maker, order_id)
         return found is not None and found.ending is not None and found.commit is not None
 
+    story.world.set_price(LIQUIDATING)
     await story.until(paid, 12 * HOUR)
     story.world.mine()
     story.world.mine()
@@ -353,22 +360,22 @@ SETUP, ROLLOVER, SETTLEMENT = "/cfd/contract_setup/1", "/cfd/rollover/1", "/cfd/
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("contract_setup", _nothing, _set_up, paths=(SETUP,)),
+        Scenario("contract_setup", _nothing, _set_up, paths=(SETUP,), soon=True),
         Scenario("expiry", _open_to_expiry, _expire),
         Scenario("liquidation", _open, _liquidate),
-        Scenario("force_close_by_taker", _open, _force_close_by_taker),
-        Scenario("force_close_by_maker", _open, _force_close_by_maker),
+        Scenario("force_close_by_taker", _open, _force_close_by_taker, soon=True),
+        Scenario("force_close_by_maker", _open, _force_close_by_maker, soon=True),
         Scenario("refund", _fall_silent, _end),
-        Scenario("rollover", _open_for_two_hours, _roll_over, paths=(ROLLOVER,)),
-        Scenario("close", _open, _close, paths=(SETTLEMENT,)),
+        Scenario("rollover", _open_for_two_hours, _roll_over, paths=(ROLLOVER,), soon=True),
+        Scenario("close", _open, _close, paths=(SETTLEMENT,), soon=True),
         Scenario("cooperative_spend", _open_to_expiry, _expire, spend=True, paths=(SETTLEMENT,)),
         Scenario("attested_late", _open_to_expiry, _attested_late),
         Scenario("attested_twice", _open_to_expiry, _attested_twice),
         Scenario("reorganised_lock", _open, _reorganise_lock),
         Scenario("reorganised_commit", _open, _reorganise_commit),
-        Scenario("reorganised_ending", _open_to_expiry, _reorganise_ending),
+        Scenario("reorganised_ending", _open, _reorganise_ending),
         Scenario("maker_away", _open, _lose_the_maker),
         Scenario("taker_away", _open_to_expiry, _lose_the_taker),
-        Scenario("quotes_stop", _open, _quotes_stop),
+        Scenario("quotes_stop", _open, _quotes_stop, soon=True),
     )
 }
