@@ -93,9 +93,9 @@ def test_a_proof_is_one_only_if_everybody_turns_red_for_the_reason() -> None:
         assert "another reason" in problem
 
 
-def prove(*words: str) -> None:
+def prove(*options: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.simulation.proofs", "--jobs", "1", "--proof", *words],
+        [sys.executable, "-m", "tests.simulation.proofs", "--jobs", "1", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -106,10 +106,10 @@ def prove(*words: str) -> None:
 
 def test_a_rule_is_seen() -> None:
     """The machinery, on one; the slow suite has all of them."""
-    prove("7 nothing is revoked")
+    prove("--proof", "7 nothing is revoked")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_without_any_one_rule_something_turns_red(group: str) -> None:
-    prove(group)
+    prove("--beside-tests", "--proof", group)
