@@ -401,6 +401,7 @@ class Hanging(Place):
 async def test_a_place_that_hangs_refuses_and_what_it_does_late_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "WITHIN", 0.2)
     monkeypatch.setattr(keeping, "AGAIN", 0.05)
+    monkeypatch.setattr(keeping, "LOOK_EVERY", 0.5)  # who tried the place out may be the one that found it hanging
     place_ = Hanging()
     async with kept(place=place_, run_blocking=service.one_thread()) as it:
         *_, last = facts()[Role.MAKER]
